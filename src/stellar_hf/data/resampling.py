@@ -1,0 +1,58 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Antialiased bicubic resampling as matrices, one per sample, so that a batch of different crops is two products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def resampling_weights(start: Tensor, length: Tensor, input_size: int, output_size: int) -> Tensor:
+    """Matrices that cut an interval out of a line of pixels and resize it.
+
+    Keys' cubic convolution kernel (a = -0.5), widened by the factor of reduction; pixels outside of the interval never
+    contribute. Equal to `torch.nn.functional.interpolate(mode="bicubic", antialias=True)` of the cut interval.
+
+    Args:
+        start: First pixel of each interval, integers of shape (...).
+        length: Number of pixels of each interval, at least 1, integers of shape (...).
+        input_size: Number of pixels of the whole line; `start + length` must not exceed it.
+        output_size: Number of pixels of the result.
+
+    Returns:
+        float32 tensor of shape (..., output_size, input_size) whose rows sum to one.
+    """
+    start, length = start.float()[..., None, None], length.float()[..., None, None]
+    scale = length / output_size
+    inputs = torch.arange(input_size, device=start.device) + 0.5 - start
+    centers = (torch.arange(output_size, device=start.device)[:, None] + 0.5) * scale
+    distance = (inputs - centers).abs() / scale.clamp(min=1.0)
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    weights = torch.where(distance < 1, near, far)
+    weights = weights.masked_fill_((distance >= 2) | (inputs < 0) | (inputs > length), 0.0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def crop_and_resize(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """Cuts one box out of each image and resizes it to a square by antialiased bicubic resampling.
+
+    Args:
+        images: float32 tensor of shape (B, C, H, W).
+        boxes: Integers of shape (B, 4): top, left, height, width of each box in pixels, inside of the image.
+        size: Height and width of the result in pixels.
+        flip: bool tensor of shape (B,): which results are mirrored horizontally.
+
+    Returns:
+        float32 tensor of shape (B, C, size, size). Bicubic resampling may leave the range of the input.
+    """
+    batch, channels, height, width = images.shape
+    top, left, box_height, box_width = boxes.unbind(-1)
+    rows = resampling_weights(top, box_height, height, size)
+    columns = resampling_weights(left, box_width, width, size)
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    # Channels stand beside the columns, so that one matrix of a sample serves all of them without being repeated.
+    lines = torch.bmm(rows, images.transpose(1, 2).reshape(batch, height, channels * width))
+    crops = torch.bmm(lines.view(batch, size * channels, width), columns.transpose(1, 2))
+    return crops.view(batch, size, channels, size).transpose(1, 2).contiguous()
