@@ -1,0 +1,58 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Evaluation of sparse tokens: kNN and linear probe, concepts, reconstruction, localization."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .classification import concept_accuracy, knn_accuracy, linear_probe_accuracy
+    from .evaluate import (
+        TokenFeatures,
+        evaluate_stellar,
+        extract_features,
+        format_results_table,
+        raw_pixel_baseline,
+    )
+    from .localization import concept_labels, localization_iou
+    from .reconstruction import psnr
+
+_MODULE_OF = {
+    "TokenFeatures": "evaluate",
+    "concept_accuracy": "classification",
+    "concept_labels": "localization",
+    "evaluate_stellar": "evaluate",
+    "extract_features": "evaluate",
+    "format_results_table": "evaluate",
+    "knn_accuracy": "classification",
+    "linear_probe_accuracy": "classification",
+    "localization_iou": "localization",
+    "psnr": "reconstruction",
+    "raw_pixel_baseline": "evaluate",
+}
+
+__all__ = [
+    "TokenFeatures",
+    "concept_accuracy",
+    "concept_labels",
+    "evaluate_stellar",
+    "extract_features",
+    "format_results_table",
+    "knn_accuracy",
+    "linear_probe_accuracy",
+    "localization_iou",
+    "psnr",
+    "raw_pixel_baseline",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,34 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Metrics of reconstruction."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each image, for a peak of 1.
+
+    Args:
+        reconstruction: (B, C, H, W) floating point, clamped to [0, 1] here.
+        target: (B, C, H, W) floating point in [0, 1].
+
+    Returns:
+        (B,) float32 in dB; infinite where an image is reproduced exactly.
+
+    Raises:
+        ValueError: If the shapes differ or are not four-dimensional, or the target is not in [0, 1].
+    """
+    if reconstruction.shape != target.shape or target.ndim != 4:
+        raise ValueError(
+            f"reconstruction has shape {tuple(reconstruction.shape)} and target {tuple(target.shape)}, "
+            "but both must be (B, C, H, W)."
+        )
+    if not target.is_floating_point() or target.min() < 0 or target.max() > 1:
+        raise ValueError(
+            f"target is {target.dtype} between {target.min():.3g} and {target.max():.3g}, but must be floating point "
+            "in [0, 1]: pass RGB before normalization."
+        )
+    error = reconstruction.float().clamp(0, 1) - target.float()
+    return -10 * error.square().mean(dim=(1, 2, 3)).log10()

@@ -1,0 +1,220 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Figures of reconstructions, tokens and localization. Matplotlib is needed for `plot_reconstructions` only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def resolve_grid_size(num_patches: int, grid_size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Rows and columns of a patch grid.
+
+    Args:
+        num_patches: Number N of patches.
+        grid_size: (rows, columns), needed where the grid is not square.
+
+    Returns:
+        (rows, columns) with `rows * columns == num_patches`.
+
+    Raises:
+        ValueError: If N is not a square number and there is no grid size, or the grid size does not have N patches.
+    """
+    side = math.isqrt(num_patches)
+    rows, columns = grid_size or (side, side)
+    if rows * columns != num_patches:
+        raise ValueError(
+            f"localization has {num_patches} patches and grid_size is {grid_size}: pass grid_size=(rows, columns) "
+            f"with rows * columns = {num_patches}."
+        )
+    return rows, columns
+
+
+def token_palette(num_tokens: int) -> np.ndarray:
+    """Distinct colours for tokens: hues at equal steps, alternately lighter and darker.
+
+    Args:
+        num_tokens: Number r of tokens.
+
+    Returns:
+        (r, 3) float64 RGB in [0, 1].
+    """
+    index = np.arange(num_tokens)
+    hue = 2 * np.pi * (index / max(num_tokens, 1) + 0.07)
+    # In OKLCH equal steps of hue look equally different, which they do not in HSV.
+    lightness = np.where(index % 2, 0.84, 0.7)
+    a, b = 0.14 * np.cos(hue), 0.14 * np.sin(hue)
+    long = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3
+    medium = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3
+    short = (lightness - 0.0894841775 * a - 1.2914855480 * b) ** 3
+    linear = np.stack(
+        [
+            4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short,
+            -1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short,
+            -0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short,
+        ],
+        axis=-1,
+    ).clip(0, 1)
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def token_overlay(
+    image: Tensor | Image.Image,
+    localization: Tensor,
+    grid_size: tuple[int, int] | None = None,
+    palette: np.ndarray | None = None,
+    strength: float = 0.6,
+) -> Image.Image:
+    """Paints the tokens over an image, softly mixing their colours by the localization.
+
+    Args:
+        image: (3, H, W) floating point RGB in [0, 1], or a PIL image.
+        localization: (N, r) floating point; rows sum to 1. Patches are row-major.
+        grid_size: (rows, columns) of the patches; a square grid without it.
+        palette: (r, 3) RGB in [0, 1]; the colours of `token_palette` without it.
+        strength: Share of the tokens' colours, in [0, 1]; the rest is the image in gray.
+
+    Returns:
+        An RGB image of the image's size.
+
+    Raises:
+        ValueError: If a shape or `strength` is impossible, or the grid is unknown.
+    """
+    (pixels,) = _to_pixels([image])
+    _check_localization(localization, expected_ndim=2)
+    num_tokens = localization.shape[1]
+    palette = token_palette(num_tokens) if palette is None else np.asarray(palette)
+    if palette.shape != (num_tokens, 3):
+        raise ValueError(f"palette has shape {palette.shape}, but {num_tokens} tokens need ({num_tokens}, 3).")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength is {strength}, but must be in [0, 1].")
+    maps = _token_maps(localization.unsqueeze(0), grid_size)
+    maps = F.interpolate(maps, size=pixels.shape[:2], mode="bilinear", align_corners=False)[0]
+    return Image.fromarray(np.uint8(_blend(pixels, maps, palette, strength) * 255 + 0.5))
+
+
+def plot_reconstructions(
+    images: Tensor | Sequence[Image.Image],
+    reconstructions: Tensor | Sequence[Image.Image],
+    localization: Tensor,
+    grid_size: tuple[int, int] | None = None,
+    num_images: int = 8,
+) -> Figure:
+    """Draws images, their reconstructions, the segmentation by tokens, and each token's map.
+
+    A row is an image. The segmentation gives each pixel to the token whose (bilinearly upsampled) map is largest
+    there. The maps run from 0 (dark) to 1 (the token's colour in the segmentation).
+
+    Args:
+        images: (B, 3, H, W) floating point RGB in [0, 1], or PIL images of one size.
+        reconstructions: The same number, likewise.
+        localization: (B, N, r) floating point; rows sum to 1. Patches are row-major.
+        grid_size: (rows, columns) of the patches; a square grid without it.
+        num_images: Number of rows, at most; the first images are shown.
+
+    Returns:
+        A figure of its own, which knows no window and changes no global state: `figure.savefig("tokens.png")`, or the
+        last expression of a notebook's cell.
+
+    Raises:
+        ValueError: If numbers or shapes disagree, or the grid is unknown.
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib.colors import LinearSegmentedColormap
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib; install it with: pip install "stellar_hf[viz]"') from error
+
+    if num_images < 1:
+        raise ValueError(f"num_images is {num_images}, but a figure needs at least 1.")
+    _check_localization(localization, expected_ndim=3)
+    if not len(images) == len(reconstructions) == len(localization) > 0:
+        raise ValueError(
+            f"There are {len(images)} images, {len(reconstructions)} reconstructions and {len(localization)} "
+            "localization matrices: pass one of each per image."
+        )
+    image_pixels = _to_pixels(images[:num_images])
+    reconstruction_pixels = _to_pixels(reconstructions[:num_images])
+    maps = _token_maps(localization[:num_images], grid_size)  # (B, r, rows, columns)
+    num_rows, num_tokens = maps.shape[:2]
+    size = image_pixels[0].shape[:2]
+    upsampled = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    winners = F.one_hot(upsampled.argmax(dim=1), num_tokens).permute(0, 3, 1, 2).float()
+    palette = token_palette(num_tokens)
+    colormaps = [
+        LinearSegmentedColormap.from_list(f"token {i}", ["#15151a", color]) for i, color in enumerate(palette)
+    ]
+
+    # Layout in inches: cells of the images' aspect, a wider gap between the images and the maps, titles above.
+    cell, gap, title = 0.9, 0.06, 0.24
+    cell_height = cell * size[0] / size[1]
+    width = (3 + num_tokens) * (cell + gap) + 3 * gap
+    height = title + num_rows * (cell_height + gap)
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+
+    def draw(row: int, column: int, name: str, panel: np.ndarray, **options: Any) -> None:
+        left = gap + column * (cell + gap) + (2 * gap if column >= 3 else 0)
+        bottom = height - title - row * (cell_height + gap) - cell_height
+        axes = figure.add_axes((left / width, bottom / height, cell / width, cell_height / height))
+        axes.set_axis_off()
+        axes.imshow(panel, interpolation="nearest", aspect="auto", **options)
+        if row == 0:
+            axes.set_title(name, fontsize=8, color="#333333", pad=4)
+
+    for row in range(num_rows):
+        draw(row, 0, "image", image_pixels[row])
+        draw(row, 1, "reconstruction", reconstruction_pixels[row].clip(0, 1))
+        draw(row, 2, "tokens", _blend(image_pixels[row], winners[row], palette, 0.6))
+        for token, colormap in enumerate(colormaps):
+            draw(row, 3 + token, str(token + 1), maps[row, token].numpy(), cmap=colormap, vmin=0, vmax=1)
+    return figure
+
+
+def _blend(pixels: np.ndarray, maps: Tensor, palette: np.ndarray, strength: float) -> np.ndarray:
+    """Mixes the gray image (H, W, 3) with the palette's colours weighted by maps (r, H, W)."""
+    colors = np.einsum("thw,tc->hwc", maps.numpy(), palette)
+    gray = pixels @ np.array([[0.299], [0.587], [0.114]])
+    return ((1 - strength) * gray + strength * colors).clip(0, 1)
+
+
+def _token_maps(localization: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
+    rows, columns = resolve_grid_size(localization.shape[1], grid_size)
+    return localization.detach().float().cpu().transpose(1, 2).unflatten(2, (rows, columns))
+
+
+def _to_pixels(images: Tensor | Sequence[Tensor | Image.Image]) -> list[np.ndarray]:
+    """(H, W, 3) float32 arrays in [0, 1] of one size."""
+    pixels = []
+    for image in images:
+        if isinstance(image, Image.Image):
+            array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
+        elif image.ndim == 3 and len(image) == 3 and image.is_floating_point():
+            array = image.detach().float().cpu().permute(1, 2, 0).numpy()
+        else:
+            raise ValueError(
+                f"An image has shape {tuple(image.shape)} and {image.dtype}, but (3, H, W) floating point in [0, 1] "
+                "or a PIL image is expected."
+            )
+        pixels.append(array)
+    if len({array.shape for array in pixels}) > 1:
+        raise ValueError(
+            f"Images differ in size ({sorted({array.shape[:2] for array in pixels})}): resize them first."
+        )
+    return pixels
+
+
+def _check_localization(localization: Tensor, expected_ndim: int) -> None:
+    if localization.ndim != expected_ndim:
+        expected = "(N, r)" if expected_ndim == 2 else "(B, N, r)"
+        raise ValueError(f"localization has shape {tuple(localization.shape)}, but {expected} is expected.")

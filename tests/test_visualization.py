@@ -1,0 +1,123 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stellar_hf.visualization import plot_reconstructions, resolve_grid_size, token_overlay, token_palette
+
+
+def example(batch: int = 3, patches: int = 16, tokens: int = 5, size: tuple[int, int] = (32, 32)):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, *size, generator=generator)
+    localization = torch.randn(batch, patches, tokens, generator=generator).mul(3).softmax(-1)
+    return images, 1.3 * images - 0.1, localization
+
+
+def test_figure_has_a_row_per_image_and_a_column_per_token():
+    figure = plot_reconstructions(*example(), num_images=2)
+    assert len(figure.axes) == 2 * (3 + 5)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert titles == ["image", "reconstruction", "tokens", "1", "2", "3", "4", "5"]
+    assert not any(axes.axison for axes in figure.axes)
+
+
+def test_figure_shows_images_reconstructions_and_maps_themselves():
+    images, reconstructions, localization = example()
+    panels = [axes.images[0] for axes in plot_reconstructions(images, reconstructions, localization).axes]
+    np.testing.assert_allclose(panels[0].get_array(), images[0].permute(1, 2, 0))
+    np.testing.assert_allclose(panels[1].get_array(), reconstructions[0].clamp(0, 1).permute(1, 2, 0))
+    np.testing.assert_allclose(panels[3].get_array(), localization[0, :, 0].view(4, 4))
+    assert {panel.get_clim() for panel in panels[3:8]} == {(0, 1)}
+
+
+def test_figure_saves_to_png_without_pyplot():
+    code = """
+import io, sys, torch
+from stellar_hf.visualization import plot_reconstructions
+figure = plot_reconstructions(torch.rand(2, 3, 32, 32), torch.rand(2, 3, 32, 32), torch.rand(2, 16, 3).softmax(-1))
+file = io.BytesIO()
+figure.savefig(file, format="png")
+assert file.getvalue().startswith(b"\\x89PNG")
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_figure_takes_pil_images_and_grids_that_are_not_square():
+    images, reconstructions, localization = example(patches=8, size=(16, 32))
+    pil = [Image.fromarray(np.uint8(image.permute(1, 2, 0) * 255)) for image in images]
+    figure = plot_reconstructions(pil, reconstructions, localization, grid_size=(2, 4))
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    width, height = Image.open(io.BytesIO(file.getvalue())).size
+    assert width > height
+
+
+def test_missing_matplotlib_is_explained():
+    code = """
+import sys, torch
+sys.modules["matplotlib"] = None
+from stellar_hf.visualization import plot_reconstructions
+try:
+    plot_reconstructions(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), torch.ones(1, 4, 1))
+except ImportError as error:
+    assert 'pip install "stellar_hf[viz]"' in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_overlay_has_the_size_of_the_image_and_the_colours_of_the_tokens():
+    localization = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    palette = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    overlay = token_overlay(Image.new("RGB", (24, 16)), localization, palette=palette, strength=1.0)
+    assert (overlay.size, overlay.mode) == ((24, 16), "RGB")
+    assert overlay.getpixel((0, 0)) == (255, 0, 0)
+    assert overlay.getpixel((23, 15)) == (0, 0, 255)
+
+
+def test_overlay_without_strength_is_the_gray_image():
+    image = torch.rand(3, 8, 8)
+    overlay = np.asarray(token_overlay(image, torch.full((4, 2), 0.5), strength=0.0))
+    assert (overlay == overlay[..., :1]).all()
+    expected = np.asarray(Image.fromarray(np.uint8(image.permute(1, 2, 0) * 255 + 0.5)).convert("L"))
+    np.testing.assert_allclose(overlay[..., 0], expected, atol=2)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 4, 8, 16])
+def test_palette_colours_are_valid_and_distinct(num_tokens):
+    palette = token_palette(num_tokens)
+    assert palette.shape == (num_tokens, 3)
+    assert (palette >= 0).all() and (palette <= 1).all()
+    distances = np.linalg.norm(palette[:, None] - palette[None], axis=-1)
+    assert (distances[~np.eye(num_tokens, dtype=bool)] > 0.08).all()
+
+
+def test_grid_of_a_square_number_of_patches_needs_no_size():
+    assert resolve_grid_size(196) == (14, 14)
+    assert resolve_grid_size(6, (2, 3)) == (2, 3)
+
+
+def test_impossible_inputs_are_named():
+    images, reconstructions, localization = example(patches=12)
+    with pytest.raises(ValueError, match="12 patches and grid_size is None"):
+        plot_reconstructions(images, reconstructions, localization)
+    with pytest.raises(ValueError, match=r"12 patches and grid_size is \(2, 5\)"):
+        token_overlay(images[0], localization[0], grid_size=(2, 5))
+    with pytest.raises(ValueError, match="3 images, 2 reconstructions and 3 localization"):
+        plot_reconstructions(images, reconstructions[:2], localization, grid_size=(3, 4))
+    with pytest.raises(ValueError, match="floating point"):
+        plot_reconstructions((images * 255).byte(), reconstructions, localization, grid_size=(3, 4))
+    with pytest.raises(ValueError, match=r"\(3, 12, 5\), but \(N, r\) is expected"):
+        token_overlay(images[0], localization, grid_size=(3, 4))
+    with pytest.raises(ValueError, match="num_images is 0"):
+        plot_reconstructions(images, reconstructions, localization, grid_size=(3, 4), num_images=0)
+    with pytest.raises(ValueError, match="5 tokens need"):
+        token_overlay(images[0], localization[0], grid_size=(3, 4), palette=token_palette(4))
