@@ -1,0 +1,149 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Image processor of STELLAR on PIL and NumPy, and the way back from patches to the original image's pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.image_processing_backends import PilBackend
+
+# Diffusers loads a pipeline's image processor only if the module that defines it exposes this name.
+from transformers.image_processing_utils import ImageProcessingMixin  # noqa: F401
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+)
+from transformers.utils import ModelOutput
+
+
+class StellarImageProcessorPil(PilBackend):
+    """Prepares images for STELLAR: shortest edge to 256 (bicubic, antialiased), centre crop 224, ImageNet statistics.
+
+    Takes PIL images of any mode, NumPy arrays or torch tensors with values in [0, 255], one or a list of any sizes,
+    channels first or last, and returns `pixel_values` of shape (B, 3, 224, 224), float32. Arrays need a channel axis,
+    of 3 channels before Transformers 5.21, of 1, 3 or 4 since; transparency becomes white since then, and was dropped
+    before. EXIF orientation is not applied. Settings are saved under the name `StellarImageProcessor`, which all
+    backends share.
+    """
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"shortest_edge": 256}
+    default_to_square = False
+    crop_size = {"height": 224, "width": 224}
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def post_process_localization(
+        self, outputs: ModelOutput, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
+    ) -> list[Tensor]:
+        """Turns the localization matrix L (STELLAR, arXiv 2602.01905) into one map per token over the original image.
+
+        A pixel inside the centre crop takes the bilinear mixture (`align_corners=False`) of the patches around it, so
+        that the r maps sum to 1 there; what the crop cut away is 0. Resize and crop are undone with the settings of
+        this processor, not with those of a single call.
+
+        Args:
+            outputs: Model output with `localization` of shape (B, N, r) and optionally `grid_size`, the patch grid
+                (h, w) with h * w = N; without it the grid is taken to be square. The grid is taken to tile the whole
+                processed image.
+            target_sizes: Height and width in pixels of each original image, B pairs or an integer tensor of shape
+                (B, 2). `None` leaves the maps on the patch grid of the processed image.
+
+        Returns:
+            B float32 tensors of shape (r, H, W) with values in [0, 1], or (r, h, w) without `target_sizes`.
+
+        Raises:
+            ValueError: If `outputs` has no localization, the grid does not hold N patches, `target_sizes` are not B
+                pairs of positive numbers, or `size` is neither a shortest edge nor a height and width.
+        """
+        grids = _localization_on_grid(outputs)
+        if target_sizes is None:
+            return list(grids)
+        sizes = _checked_target_sizes(target_sizes, batch_size=len(grids))
+        return [
+            self._localization_on_image(maps, height, width)
+            for maps, (height, width) in zip(grids, sizes, strict=True)
+        ]
+
+    def _localization_on_image(self, maps: Tensor, height: int, width: int) -> Tensor:
+        """Samples (r, h, w) maps of the processed image at every pixel of the original one, 0 outside of the crop."""
+        resized_height, resized_width = self._resized_size(height, width)
+        crop_height, crop_width = resized_height, resized_width
+        if self.do_center_crop:
+            crop_height, crop_width = self.crop_size["height"], self.crop_size["width"]
+        y = _pixel_positions_in_crop(height, resized_height, crop_height).to(maps.device)
+        x = _pixel_positions_in_crop(width, resized_width, crop_width).to(maps.device)
+        positions = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1)
+        sampled = F.grid_sample(maps[None], positions[None], padding_mode="border", align_corners=False)[0]
+        return sampled * (positions.abs() <= 1).all(dim=-1)
+
+    def _resized_size(self, height: int, width: int) -> tuple[int, int]:
+        if not self.do_resize:
+            return height, width
+        if "height" in self.size and "width" in self.size:
+            return self.size["height"], self.size["width"]
+        if "shortest_edge" not in self.size or "longest_edge" in self.size:
+            raise ValueError(
+                f"Maps can be placed for a size of shortest_edge or of height and width, but the processor has "
+                f"{dict(self.size)}: leave target_sizes out and resize the maps yourself."
+            )
+        return get_resize_output_image_size(
+            np.broadcast_to(np.uint8(0), (height, width, 1)),
+            size=self.size["shortest_edge"],
+            default_to_square=False,
+            input_data_format=ChannelDimension.LAST,
+        )
+
+
+def _localization_on_grid(outputs: ModelOutput) -> Tensor:
+    """Reshapes localization (B, N, r) to float32 maps (B, r, h, w)."""
+    localization = getattr(outputs, "localization", None)
+    if localization is None or localization.ndim != 3:
+        came = None if localization is None else tuple(localization.shape)
+        raise ValueError(
+            f"outputs.localization must have shape (batch, patches, tokens), got {came}: "
+            "pass the output of a STELLAR model."
+        )
+    num_patches = localization.shape[1]
+    side = math.isqrt(num_patches)
+    height, width = getattr(outputs, "grid_size", None) or (side, side)
+    if height * width != num_patches:
+        raise ValueError(
+            f"A patch grid of {height}x{width} does not hold the {num_patches} patches of outputs.localization: "
+            "set outputs.grid_size to the grid's (height, width)."
+        )
+    return localization.float().transpose(1, 2).unflatten(2, (height, width))
+
+
+def _checked_target_sizes(target_sizes: Sequence[tuple[int, int]] | Tensor, batch_size: int) -> list[list[int]]:
+    sizes = torch.as_tensor(target_sizes)
+    if sizes.shape != (batch_size, 2) or sizes.is_floating_point() or (sizes < 1).any():
+        raise ValueError(
+            f"target_sizes must be {batch_size} pairs of a positive height and width in pixels, one for each image, "
+            f"got {sizes.tolist()}."
+        )
+    return sizes.tolist()
+
+
+def _pixel_positions_in_crop(original: int, resized: int, crop: int) -> Tensor:
+    """Centres of an edge's original pixels in the frame of the crop, where its borders are -1 and 1."""
+    offset = (resized - crop) // 2  # negative where the processor pads
+    centres = (torch.arange(original, dtype=torch.float64) + 0.5) * resized / original
+    return ((centres - offset) / crop * 2 - 1).float()
+
+
+__all__ = ["StellarImageProcessorPil"]
