@@ -1,0 +1,90 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""
+STELLAR for the Hugging Face ecosystem: images as sparse semantic tokens (what) and a localization matrix (where).
+
+Importing this package makes the Auto classes of Transformers know STELLAR. It stays light: torch and the libraries
+are loaded with the first name that needs them.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wrapt import when_imported
+
+if TYPE_CHECKING:
+    from .configuration_stellar import StellarConfig as StellarConfig
+    from .image_processing_pil_stellar import StellarImageProcessorPil as StellarImageProcessorPil
+    from .modeling_stellar import StellarForPreTraining as StellarForPreTraining
+    from .modeling_stellar import StellarModel as StellarModel
+    from .training import StellarTrainer as StellarTrainer
+    from .training import StellarTrainingArguments as StellarTrainingArguments
+
+__version__ = "0.1.0"
+
+DEMO_MODEL = str(Path(__file__).parent / "demo")
+"""Folder of a small model, pre-trained on the photo mosaics, that comes with this package; for `from_pretrained`."""
+
+_MODULE_OF_NAME = {
+    "StellarConfig": ".configuration_stellar",
+    "StellarForPreTraining": ".modeling_stellar",
+    "StellarImageProcessorPil": ".image_processing_pil_stellar",
+    "StellarModel": ".modeling_stellar",
+    "StellarTrainer": ".training",
+    "StellarTrainingArguments": ".training",
+}
+
+__all__ = sorted(["DEMO_MODEL", *_MODULE_OF_NAME])
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF_NAME[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+# Registration waits for the Auto classes to be imported. Models take a chain of three links, since Transformers
+# imports its Auto models in the middle of the module of layers that our models need: each link only imports the next
+# one, which is harmless for a module that is half imported, and the last runs when everything is complete.
+
+
+@when_imported("transformers.models.auto.configuration_auto")
+def _register_config(configuration_auto) -> None:
+    from .configuration_stellar import StellarConfig
+
+    configuration_auto.AutoConfig.register(StellarConfig.model_type, StellarConfig, exist_ok=True)
+
+
+@when_imported(f"{__name__}.modeling_stellar")
+def _register_models(modeling_stellar) -> None:
+    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForPreTraining
+
+    from .configuration_stellar import StellarConfig
+
+    AutoModel.register(StellarConfig, modeling_stellar.StellarModel, exist_ok=True)
+    AutoModelForPreTraining.register(StellarConfig, modeling_stellar.StellarForPreTraining, exist_ok=True)
+
+
+@when_imported("transformers.modeling_layers")
+def _import_models(_) -> None:
+    import_module(".modeling_stellar", __name__)
+
+
+@when_imported("transformers.models.auto.modeling_auto")
+def _import_layers(_) -> None:
+    import_module("transformers.modeling_layers")
+
+
+@when_imported("transformers.models.auto.image_processing_auto")
+def _register_image_processors(image_processing_auto) -> None:
+    from .configuration_stellar import StellarConfig
+    from .image_processing_pil_stellar import StellarImageProcessorPil
+
+    image_processing_auto.AutoImageProcessor.register(
+        StellarConfig, image_processor_classes={"pil": StellarImageProcessorPil}, exist_ok=True
+    )

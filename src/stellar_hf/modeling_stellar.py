@@ -1,0 +1,850 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""
+STELLAR in PyTorch: an image as a few sparse tokens S (what) and a localization matrix L (where).
+
+Source of the mathematics: "Learning Sparse Visual Representations via Spatial-Semantic Factorization",
+arXiv 2602.01905. Shapes are written with B images, N = h * w patches, r sparse tokens, hidden size d, K prototypes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_stellar import StellarConfig
+from .loss_stellar import (
+    expected_prototypes,
+    koleo_loss,
+    masking_noise,
+    match_tokens,
+    num_kept_patches,
+    prototype_cross_entropy,
+    prototype_usage,
+    sinkhorn_knopp,
+    token_diversity,
+    without_autocast,
+)
+
+# The weighted terms that add up to the loss, by their names in the output of pre-training.
+LOSS_TERMS = (
+    "reconstruction_loss",
+    "koleo_loss",
+    "clustering_loss",
+    "cls_clustering_loss",
+    "masked_loss",
+    "cls_view_loss",
+)
+
+# Outputs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class StellarModelOutput(BaseModelOutputWithPooling):
+    """
+    Output of [`StellarModel`].
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(B, 1 + N + r, d)`): CLS, patches and sparse tokens, after the
+            final LayerNorm.
+        pooler_output (`torch.Tensor` of shape `(B, d)`): Mean of the sparse tokens.
+        sparse_tokens (`torch.Tensor` of shape `(B, r, d)`): S, what is in the image.
+        localization (`torch.Tensor` of shape `(B, N, r)`): L, where it is; non-negative, rows sum to 1, patches are
+            row-major over `grid_size`.
+        grid_size (`tuple[int, int]`): Patches (h, w) along height and width; N = h * w.
+        hidden_states (`tuple[torch.Tensor]`, with `output_hidden_states=True`): Embeddings and the output of each
+            layer, each `(B, 1 + N + r, d)`, before the final LayerNorm.
+        attentions (`tuple[torch.Tensor]`, with `output_attentions=True`): Attention of each layer,
+            `(B, heads, 1 + N + r, 1 + N + r)`.
+    """
+
+    sparse_tokens: torch.Tensor | None = None
+    localization: torch.Tensor | None = None
+    grid_size: tuple[int, int] | None = None
+
+
+@dataclass
+class StellarForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`StellarForPreTraining`]. Losses are weighted: they add up to `loss`.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): The joint objective.
+        reconstruction_loss (`torch.Tensor` of shape `()`): Mean squared error (pixels) or cross entropy (codes).
+        koleo_loss (`torch.Tensor` of shape `()`): Spread of the tokens of an image, clean and masked views.
+        clustering_loss (`torch.Tensor` of shape `()`): The clean view's tokens against their targets.
+        cls_clustering_loss (`torch.Tensor` of shape `()`): The clean view's CLS against its target.
+        masked_loss (`torch.Tensor` of shape `()`): Masked views' tokens against their matched targets.
+        cls_view_loss (`torch.Tensor` of shape `()`): Masked and local views' CLS against the image's CLS target.
+        reconstruction (`torch.Tensor`): RGB in [0, 1] up to regression error, `(B, 3, h * patch, w * patch)`; or code
+            logits `(B, N, codebook_size)`.
+        sparse_tokens (`torch.Tensor` of shape `(B, r, d)`): S.
+        localization (`torch.Tensor` of shape `(B, N, r)`): L; rows sum to 1.
+        grid_size (`tuple[int, int]`): Patches (h, w).
+        prototype_entropy (`torch.Tensor` of shape `()`): Entropy of the mean prediction over ln K: 1 when all
+            prototypes are used alike, 0 when one takes all.
+        slot_information (`torch.Tensor` of shape `()`): Mutual information of token slot and prototype over ln r: near
+            1 the clusters merely name the slot.
+        token_diversity (`torch.Tensor` of shape `()`): Mean cosine distance between the tokens of an image.
+        localization_sharpness (`torch.Tensor` of shape `()`): Mean largest entry of the rows of L, in [1 / r, 1].
+        hidden_states, attentions: As in [`StellarModelOutput`], of the clean view.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    koleo_loss: torch.Tensor | None = None
+    clustering_loss: torch.Tensor | None = None
+    cls_clustering_loss: torch.Tensor | None = None
+    masked_loss: torch.Tensor | None = None
+    cls_view_loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    sparse_tokens: torch.Tensor | None = None
+    localization: torch.Tensor | None = None
+    grid_size: tuple[int, int] | None = None
+    prototype_entropy: torch.Tensor | None = None
+    slot_information: torch.Tensor | None = None
+    token_diversity: torch.Tensor | None = None
+    localization_sharpness: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+# Transformer blocks, shared by encoder and decoder -------------------------------------------------------------------
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    probabilities = F.dropout(probabilities, p=dropout, training=module.training)
+    return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
+
+
+class StellarAttention(nn.Module):
+    def __init__(self, config: StellarConfig, hidden_size: int, num_attention_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query_states = self.q_proj(hidden_states).view(heads).transpose(1, 2)
+        key_states = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attention_output, attention_weights = attention(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            None,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attention_output = attention_output.reshape(hidden_states.shape).contiguous()
+        return self.o_proj(attention_output), attention_weights
+
+
+class StellarMLP(nn.Module):
+    def __init__(self, config: StellarConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden_states)))
+
+
+class StellarLayer(GradientCheckpointingLayer):
+    def __init__(self, config: StellarConfig, hidden_size: int, num_attention_heads: int, intermediate_size: int):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = StellarAttention(config, hidden_size, num_attention_heads)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = StellarMLP(config, hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = hidden_states + self.dropout(attention_output)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+
+
+# Encoder -------------------------------------------------------------------------------------------------------------
+
+
+class StellarPatchEmbeddings(nn.Module):
+    """(B, C, H, W) pixels to (B, N, d) patch embeddings; with `kept_patches`, only those are ever embedded."""
+
+    def __init__(self, config: StellarConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_size = config.patch_size
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor, kept_patches: torch.Tensor | None = None) -> torch.Tensor:
+        if kept_patches is None:
+            return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        # A view: no patch is copied until the kept ones are indexed.
+        patches = pixel_values.unfold(2, self.patch_size, self.patch_size).unfold(3, self.patch_size, self.patch_size)
+        width = patches.shape[3]
+        images = torch.arange(patches.shape[0], device=patches.device)[:, None]
+        kept = patches.permute(0, 2, 3, 1, 4, 5)[images, kept_patches // width, kept_patches % width]
+        return F.linear(kept.flatten(2), self.projection.weight.flatten(1), self.projection.bias)
+
+
+class StellarEmbeddings(nn.Module):
+    """The encoder's input sequence: CLS and patches with positions, then the learned sparse tokens without."""
+
+    def __init__(self, config: StellarConfig):
+        super().__init__()
+        self.config = config
+        self.position_grid = config.image_size // config.patch_size
+        self.patch_embeddings = StellarPatchEmbeddings(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + self.position_grid**2, config.hidden_size))
+        self.sparse_tokens = nn.Parameter(torch.zeros(1, config.num_sparse_tokens, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def patch_positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        """Position embeddings (1, h * w, d) of a patch grid; bicubically interpolated if it is not the stored one."""
+        positions = self.position_embeddings[:, 1:]
+        if grid_size == (self.position_grid, self.position_grid):
+            return positions
+        positions = positions.unflatten(1, (self.position_grid, self.position_grid)).permute(0, 3, 1, 2)
+        # In float32: bicubic weights in half precision shift the positions.
+        resized = F.interpolate(positions.float(), size=grid_size, mode="bicubic", align_corners=False)
+        return resized.to(positions.dtype).flatten(2).transpose(1, 2)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        kept_patches: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+    ) -> torch.Tensor:
+        grid_size = self.grid_size(pixel_values, interpolate_pos_encoding)
+        positions = self.patch_positions(grid_size)
+        if kept_patches is not None:
+            positions = positions.squeeze(0)[kept_patches]
+        patches = self.patch_embeddings(pixel_values, kept_patches) + positions
+
+        batch_size = pixel_values.shape[0]
+        cls_token = (self.cls_token + self.position_embeddings[:, :1]).expand(batch_size, -1, -1)
+        sparse_tokens = self.sparse_tokens.expand(batch_size, -1, -1)
+        return self.dropout(torch.cat([cls_token, patches, sparse_tokens], dim=1))
+
+    def grid_size(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True) -> tuple[int, int]:
+        """Patches (h, w) of `pixel_values`; `ValueError` on a shape that the encoder cannot take."""
+        config = self.config
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+            raise ValueError(
+                f"pixel_values have shape {tuple(pixel_values.shape)}, but must be (batch, {config.num_channels}, "
+                "height, width). Convert images with the image processor."
+            )
+        height, width = pixel_values.shape[-2:]
+        if min(height, width) < config.patch_size:
+            raise ValueError(
+                f"Images of {height}x{width} pixels are smaller than one patch of {config.patch_size}x"
+                f"{config.patch_size}. Enlarge them, or use a model with smaller patches."
+            )
+        if not interpolate_pos_encoding and (height, width) != (config.image_size, config.image_size):
+            raise ValueError(
+                f"Images have {height}x{width} pixels, but positions are stored for {config.image_size}x"
+                f"{config.image_size}. Resize them, or pass interpolate_pos_encoding=True."
+            )
+        return height // config.patch_size, width // config.patch_size
+
+
+class StellarLocalization(nn.Module):
+    """L = softmax over the sparse tokens of cos(W_d D + b_d, W_s S + b_s) / tau (STELLAR, factorization)."""
+
+    def __init__(self, config: StellarConfig):
+        super().__init__()
+        self.temperature = config.localization_temperature
+        self.dense_projection = nn.Linear(config.hidden_size, config.hidden_size)
+        self.sparse_projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, dense_features: torch.Tensor, sparse_tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, d) patch features and (B, r, d) sparse tokens to (B, N, r); rows sum to one."""
+        dense, sparse = self.dense_projection(dense_features), self.sparse_projection(sparse_tokens)
+        if self.temperature is None:
+            scores = dense @ sparse.transpose(1, 2) / math.sqrt(dense.shape[-1])
+        else:
+            dense, sparse = F.normalize(dense, dim=-1, eps=1e-7), F.normalize(sparse, dim=-1, eps=1e-7)
+            scores = dense @ sparse.transpose(1, 2) / self.temperature
+        return scores.softmax(dim=-1, dtype=torch.float32).to(dense_features.dtype)
+
+
+# Decoder -------------------------------------------------------------------------------------------------------------
+
+
+class StellarFourierPositions(nn.Module):
+    """Fixed random Fourier code of patch positions; its Gaussian matrix is part of the checkpoint."""
+
+    def __init__(self, config: StellarConfig):
+        super().__init__()
+        self.register_buffer("gaussian_matrix", torch.zeros(2, config.decoder_hidden_size // 2))
+
+    def forward(self, grid_size: tuple[int, int]) -> torch.Tensor:
+        """
+        (1, h * w, decoder width) for a grid (h, w), row-major: with c = 2 ((j + 0.5) / w, (i + 0.5) / h) - 1 and
+        a = 2 pi c G, channels are sin a_0, cos a_0, sin a_1, cos a_1, ...
+        """
+        height, width = grid_size
+        matrix = self.gaussian_matrix.float()
+        rows = (torch.arange(height, device=matrix.device) + 0.5) / height
+        columns = (torch.arange(width, device=matrix.device) + 0.5) / width
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        with without_autocast(matrix):
+            angles = 2 * math.pi * ((2 * torch.stack([x, y], dim=-1) - 1) @ matrix)  # (h, w, channels / 2)
+        code = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(2)
+        return code.flatten(0, 1).unsqueeze(0).to(self.gaussian_matrix.dtype)
+
+
+class StellarDecoder(nn.Module):
+    """Reconstruction from the low-rank features Z = L S alone: RGB, or logits over the tokenizer's codes."""
+
+    def __init__(self, config: StellarConfig):
+        super().__init__()
+        self.target = config.reconstruction_target
+        width = config.decoder_hidden_size
+        self.projection = nn.Linear(config.hidden_size, width)
+        self.positions = StellarFourierPositions(config)
+        self.layers = nn.ModuleList(
+            StellarLayer(config, width, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        if self.target == "pixels":
+            self.head: nn.Module = nn.ConvTranspose2d(
+                width, config.num_channels, kernel_size=config.patch_size, stride=config.patch_size
+            )
+        else:
+            self.head = nn.Linear(width, config.codebook_size)
+
+    def forward(self, low_rank_features: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """(B, N, d) features Z of a grid (h, w) to (B, C, h * patch, w * patch) RGB or (B, N, codebook) logits."""
+        hidden_states = self.projection(low_rank_features) + self.positions(grid_size)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        hidden_states = self.layernorm(hidden_states)
+        if self.target == "pixels":
+            hidden_states = hidden_states.transpose(1, 2).unflatten(2, grid_size)
+        return self.head(hidden_states)
+
+
+# Online clustering ---------------------------------------------------------------------------------------------------
+
+
+class StellarClusteringHead(nn.Module):
+    """MLP, L2 normalization and K prototypes; logits are the products of both."""
+
+    def __init__(self, config: StellarConfig):
+        super().__init__()
+        self.standardize = config.standardize_projections
+        inner = [config.projection_hidden_size] * (config.num_projection_layers - 1)
+        widths = [config.hidden_size, *inner, config.prototype_dim]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in zip(widths[:-1], widths[1:], strict=True))
+        self.prototypes = nn.Parameter(torch.zeros(config.num_prototypes, config.prototype_dim))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., d) features to (..., prototype_dim) L2-normalized float32 projections."""
+        for index, layer in enumerate(self.layers):
+            features = layer(features if index == 0 else F.gelu(features))
+        with without_autocast(features):
+            projections = features.float()
+            if self.standardize:
+                rows = projections.flatten(0, -2)
+                projections = (projections - rows.mean(dim=0)) / (rows.var(dim=0, unbiased=False) + 1e-5).sqrt()
+            return F.normalize(projections, dim=-1)
+
+    def logits(self, projections: torch.Tensor) -> torch.Tensor:
+        """(..., prototype_dim) projections to (..., K) float32 similarities."""
+        with without_autocast(projections):
+            return projections @ self.prototypes.float().T
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+class StellarPreTrainedModel(PreTrainedModel):
+    """Weight initialization, and what the loading, checkpointing and attention machinery has to know."""
+
+    config: StellarConfig
+    base_model_prefix = "stellar"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["StellarEmbeddings", "StellarLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": StellarLayer, "attentions": StellarAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, StellarEmbeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+            init.normal_(module.sparse_tokens, std=self.config.hidden_size**-0.5)
+        elif isinstance(module, StellarFourierPositions):
+            init.normal_(module.gaussian_matrix)
+        elif isinstance(module, StellarClusteringHead):
+            init.normal_(module.prototypes)
+
+
+class StellarModel(StellarPreTrainedModel):
+    """
+    The STELLAR encoder and its factorization: sparse tokens S, localization L, and the dense features they come from.
+
+    Args:
+        config ([`StellarConfig`]): Sizes and temperatures.
+        add_localization (`bool`, defaults to `True`): Whether to compute L; the EMA teacher has none.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from stellar_hf import StellarConfig, StellarModel
+
+    >>> model = StellarModel(StellarConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=4)).eval()
+    >>> output = model(torch.randn(1, 3, 224, 224))
+    >>> output.sparse_tokens.shape, output.localization.shape
+    (torch.Size([1, 16, 48]), torch.Size([1, 196, 16]))
+    ```
+    """
+
+    # What a pre-trained checkpoint holds beyond this model.
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|clustering_head|cls_clustering_head|teacher)\."]
+
+    def __init__(self, config: StellarConfig, add_localization: bool = True):
+        super().__init__(config)
+        self.embeddings = StellarEmbeddings(config)
+        self.layers = nn.ModuleList(
+            StellarLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size)
+            for _ in range(config.num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.localization = StellarLocalization(config) if add_localization else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    def encode(
+        self,
+        pixel_values: torch.Tensor,
+        kept_patches: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        The encoder without the factorization.
+
+        Args:
+            pixel_values: (B, C, H, W), normalized.
+            kept_patches: (B, kept) int64 row-major indices of the patches to keep; the others are dropped before they
+                are embedded. All by default.
+            interpolate_pos_encoding: As in `forward`.
+
+        Returns:
+            (B, 1 + N or kept + r, d): CLS, patches and sparse tokens after the final LayerNorm.
+        """
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
+        hidden_states = self.embeddings(pixel_values, kept_patches, interpolate_pos_encoding)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        return self.layernorm(hidden_states)
+
+    def split(self, last_hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A sequence (B, 1 + N + r, d) to CLS (B, d), dense features (B, N, d) and sparse tokens (B, r, d)."""
+        num_sparse = self.config.num_sparse_tokens
+        return last_hidden_state[:, 0], last_hidden_state[:, 1:-num_sparse], last_hidden_state[:, -num_sparse:]
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> StellarModelOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Images normalized with `config.image_mean` and
+                `config.image_std`, of any height and width of at least one patch. Pixels beyond the last whole patch
+                are not seen.
+            interpolate_pos_encoding (`bool`, defaults to `True`): Whether other sizes than `config.image_size` are
+                taken, by interpolating the position embeddings.
+
+        Returns:
+            [`StellarModelOutput`]
+
+        Raises:
+            ValueError: On a wrong number of channels or an image smaller than a patch.
+        """
+        last_hidden_state = self.encode(pixel_values, None, interpolate_pos_encoding, **kwargs)
+        _, dense_features, sparse_tokens = self.split(last_hidden_state)
+        return StellarModelOutput(
+            last_hidden_state=last_hidden_state,
+            pooler_output=sparse_tokens.mean(dim=1),
+            sparse_tokens=sparse_tokens,
+            localization=None if self.localization is None else self.localization(dense_features, sparse_tokens),
+            grid_size=self.embeddings.grid_size(pixel_values),
+        )
+
+
+class StellarTeacher(nn.Module):
+    """What the exponential moving average follows: encoder with sparse tokens, and both clustering heads."""
+
+    def __init__(self, config: StellarConfig):
+        super().__init__()
+        self.stellar = StellarModel(config, add_localization=False)
+        self.clustering_head = StellarClusteringHead(config)
+        self.cls_clustering_head = StellarClusteringHead(config)
+
+
+@dataclass
+class _Targets:
+    """What the views of an image have to predict; no gradient except through `expected` to the prototypes."""
+
+    tokens: torch.Tensor  # (B, r, d), to match predictions against
+    expected: torch.Tensor  # (B, r, dim), A W of each target token
+    cls_expected: torch.Tensor  # (B, dim)
+    prototype_entropy: torch.Tensor  # ()
+    slot_information: torch.Tensor  # ()
+
+
+class StellarForPreTraining(StellarPreTrainedModel):
+    """
+    STELLAR with decoder, clustering heads and optional EMA teacher: the joint alignment and reconstruction objective.
+
+    The teacher (`config.use_teacher`) starts as a copy of the model; move it with
+    [`~StellarForPreTraining.update_teacher`] once per optimizer step, as [`StellarTrainer`] does.
+    """
+
+    _keys_to_ignore_on_load_missing = [r"^teacher\."]  # it then starts as a copy
+
+    def __init__(self, config: StellarConfig):
+        super().__init__(config)
+        self.stellar = StellarModel(config)
+        self.decoder = StellarDecoder(config)
+        self.clustering_head = StellarClusteringHead(config)
+        self.cls_clustering_head = StellarClusteringHead(config)
+        self.teacher = StellarTeacher(config).requires_grad_(False) if config.use_teacher else None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stellar.get_input_embeddings()
+
+    # Teacher
+
+    def initialize_weights(self) -> None:
+        """Fresh values for weights that were not loaded; a teacher that was not loaded copies the model."""
+        # Not in `_init_weights`: custom classes are skipped there when they own no weight directly.
+        super().initialize_weights()
+        if self.teacher is not None:
+            for teacher_weight, weight in self.teacher_and_student_weights():
+                init.copy_(teacher_weight, weight)
+
+    def train(self, mode: bool = True) -> "StellarForPreTraining":
+        """Sets training mode; the teacher stays in evaluation mode, and without the gradient that loading gives it."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval().requires_grad_(False)
+        return self
+
+    def teacher_and_student_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Pairs of each teacher weight and the student weight that it follows."""
+        student = dict(self.named_parameters())
+        return [(weight, student[name]) for name, weight in self.teacher.named_parameters()]
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """
+        t = m t + (1 - m) s for every teacher weight t and its student weight s.
+
+        Args:
+            momentum: m in [0, 1]; the paper takes 0.996.
+
+        Raises:
+            ValueError: If the model has no teacher, or `momentum` is out of range.
+        """
+        if self.teacher is None:
+            raise ValueError("This model has no teacher: set use_teacher=True in its StellarConfig.")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, but must be in [0, 1].")
+        for teacher_weight, weight in self.teacher_and_student_weights():
+            teacher_weight.lerp_(weight, 1 - momentum)
+
+    # Objective
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        global_pixel_values: torch.Tensor | None = None,
+        local_pixel_values: torch.Tensor | None = None,
+        code_labels: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+        return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> StellarForPreTrainingOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): The clean view, normalized.
+            global_pixel_values (`torch.Tensor` of shape `(B, G, C, H', W')`, *optional*): Global views, to be masked.
+                Without them the objective has no masked terms.
+            local_pixel_values (`torch.Tensor` of shape `(B, V, C, h, w)`, *optional*): Local views.
+            code_labels (`torch.Tensor` of shape `(B, N)`, *optional*): int64 codes of the clean view under the frozen
+                tokenizer; needed for the loss of a model with `reconstruction_target="codes"`.
+            noise (`torch.Tensor` of shape `(B * G, N)`, *optional*): Masking scores of the global views, image-major,
+                lowest kept, used as they are. Drawn by [`masking_noise`] by default.
+            interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+            return_loss (`bool`, defaults to `True`): Whether to compute the objective. A code model without
+                `code_labels` and views returns no loss either.
+
+        Returns:
+            [`StellarForPreTrainingOutput`]
+
+        Raises:
+            ValueError: On views, codes or noise of a wrong shape, or missing codes.
+        """
+        outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        low_rank_features = outputs.localization @ outputs.sparse_tokens
+        reconstruction = self.decoder(low_rank_features, outputs.grid_size)
+
+        terms: dict[str, torch.Tensor] = {}
+        codes_missing = self.config.reconstruction_target == "codes" and code_labels is None
+        has_views = global_pixel_values is not None or local_pixel_values is not None
+        if return_loss and (has_views or not codes_missing):
+            self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
+            terms = self._alignment_terms(
+                pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
+            )
+            terms["reconstruction_loss"] = self._reconstruction_loss(reconstruction, pixel_values, code_labels)
+            terms["loss"] = torch.stack([terms[name] for name in LOSS_TERMS]).sum()
+        return StellarForPreTrainingOutput(
+            **terms,
+            reconstruction=reconstruction,
+            sparse_tokens=outputs.sparse_tokens,
+            localization=outputs.localization,
+            grid_size=outputs.grid_size,
+            token_diversity=token_diversity(outputs.sparse_tokens),
+            localization_sharpness=outputs.localization.detach().float().amax(dim=-1).mean(),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _check_views(
+        self, batch_size: int, global_pixel_values: torch.Tensor | None, local_pixel_values: torch.Tensor | None
+    ) -> None:
+        for name, views in (("global_pixel_values", global_pixel_values), ("local_pixel_values", local_pixel_values)):
+            if views is not None and (views.ndim != 5 or views.shape[0] != batch_size):
+                raise ValueError(
+                    f"{name} have shape {tuple(views.shape)}, but must be (batch, views, channels, height, width) "
+                    f"with the batch of pixel_values, {batch_size}."
+                )
+        if self.teacher is not None and global_pixel_values is not None and global_pixel_values.shape[1] < 2:
+            raise ValueError(
+                "With use_teacher=True the teacher sees the second global view, but global_pixel_values have shape "
+                f"{tuple(global_pixel_values.shape)}: make at least two global views."
+            )
+
+    def _reconstruction_loss(
+        self, reconstruction: torch.Tensor, pixel_values: torch.Tensor, code_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        weight = self.config.reconstruction_weight
+        if self.config.reconstruction_target == "pixels":
+            height, width = reconstruction.shape[-2:]  # without the rim that patches do not tile
+            image = self.denormalize(pixel_values[..., :height, :width])
+            return (10.0 if weight is None else weight) * F.mse_loss(reconstruction.float(), image)
+        if code_labels is None or code_labels.shape != reconstruction.shape[:2]:
+            found = "missing" if code_labels is None else f"of shape {tuple(code_labels.shape)}"
+            raise ValueError(
+                f"code_labels are {found}, but a model with reconstruction_target='codes' needs the tokenizer's codes "
+                f"of the clean view as {tuple(reconstruction.shape[:2])}."
+            )
+        loss = F.cross_entropy(reconstruction.float().flatten(0, 1), code_labels.flatten())
+        return (0.05 if weight is None else weight) * loss
+
+    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) normalized pixels to float32 RGB in [0, 1]."""
+        pixel_values = pixel_values.float()
+        mean = pixel_values.new_tensor(self.config.image_mean).view(-1, 1, 1)
+        std = pixel_values.new_tensor(self.config.image_std).view(-1, 1, 1)
+        return pixel_values * std + mean
+
+    def _alignment_terms(
+        self,
+        pixel_values: torch.Tensor,
+        last_hidden_state: torch.Tensor,
+        global_pixel_values: torch.Tensor | None,
+        local_pixel_values: torch.Tensor | None,
+        noise: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Every weighted term but the reconstruction, and the diagnostics of the prototypes."""
+        config = self.config
+        cls, _, tokens = self.stellar.split(last_hidden_state)
+        projections, cls_projections = self.clustering_head(tokens), self.cls_clustering_head(cls)
+        if self.teacher is None:
+            targets = self._targets(self, tokens, projections, cls_projections)
+            clean_expected = targets.expected
+        else:
+            # Without views, as in a mere evaluation, the teacher looks at the clean one.
+            targets = self._teacher_targets(pixel_values if global_pixel_values is None else global_pixel_values[:, 1])
+            clean_expected = self._matched_expected(tokens, targets)
+
+        koleo = koleo_loss(tokens)
+        masked = cls_view = koleo.new_zeros(())
+        if global_pixel_values is not None:
+            masked_cls, masked_tokens = self._encode_masked(global_pixel_values, noise)
+            koleo = koleo + koleo_loss(masked_tokens)
+            masked_projections = self.clustering_head(masked_tokens)
+            masked_expected = self._matched_expected(masked_tokens, targets)
+            masked = self._cross_entropy(self.clustering_head, masked_projections, masked_expected)
+            cls_view = config.masked_weight * self._cls_view_loss(masked_cls, targets)
+        if local_pixel_values is not None:
+            local_cls = self.stellar.encode(local_pixel_values.flatten(0, 1))[:, 0]
+            cls_view = cls_view + config.local_weight * self._cls_view_loss(local_cls, targets)
+
+        clustering = self._cross_entropy(self.clustering_head, projections, clean_expected)
+        cls_clustering = self._cross_entropy(self.cls_clustering_head, cls_projections, targets.cls_expected)
+        return {
+            "koleo_loss": config.koleo_weight * koleo,
+            "clustering_loss": config.clustering_weight * clustering,
+            "cls_clustering_loss": config.clustering_weight * cls_clustering,
+            "masked_loss": config.masked_weight * masked,
+            "cls_view_loss": cls_view,
+            "prototype_entropy": targets.prototype_entropy,
+            "slot_information": targets.slot_information,
+        }
+
+    def _targets(
+        self,
+        source: "StellarForPreTraining | StellarTeacher",
+        tokens: torch.Tensor,
+        projections: torch.Tensor,
+        cls_projections: torch.Tensor,
+    ) -> _Targets:
+        """Sinkhorn targets from the heads of `source` (the model or its teacher), as mean prototypes of the model."""
+        config = self.config
+        with torch.no_grad():
+            logits = source.clustering_head.logits(projections)  # (B, r, K)
+            cls_logits = source.cls_clustering_head.logits(cls_projections)  # (B, K)
+            if config.sinkhorn_per_slot:
+                assignments = self._sinkhorn(logits.transpose(0, 1)).transpose(0, 1)
+            else:
+                assignments = self._sinkhorn(logits.flatten(0, 1)).view_as(logits)
+            cls_assignments = self._sinkhorn(cls_logits)
+            usage, slot_information = prototype_usage((logits / config.prediction_temperature).softmax(dim=-1))
+        return _Targets(
+            tokens=tokens.detach(),
+            expected=expected_prototypes(assignments, self.clustering_head.prototypes),
+            cls_expected=expected_prototypes(cls_assignments, self.cls_clustering_head.prototypes),
+            prototype_entropy=usage,
+            slot_information=slot_information,
+        )
+
+    @torch.no_grad()
+    def _teacher_outputs(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        cls, _, tokens = self.stellar.split(self.teacher.stellar.encode(pixel_values))
+        return tokens, self.teacher.clustering_head(tokens), self.teacher.cls_clustering_head(cls)
+
+    def _teacher_targets(self, pixel_values: torch.Tensor) -> _Targets:
+        return self._targets(self.teacher, *self._teacher_outputs(pixel_values))
+
+    def _sinkhorn(self, logits: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        return sinkhorn_knopp(logits, config.target_temperature, config.sinkhorn_iterations, config.sinkhorn_scale)
+
+    def _encode_masked(
+        self, global_pixel_values: torch.Tensor, noise: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, G, C, H, W) global views to CLS (B * G, d) and sparse tokens (B * G, r, d) of their kept patches."""
+        views = global_pixel_values.flatten(0, 1)
+        grid_size = self.stellar.embeddings.grid_size(views)
+        num_patches = math.prod(grid_size)
+        if noise is None:
+            noise = masking_noise(
+                views.shape[0], grid_size, self.config.mask_ratio, self.config.mask_focus, device=views.device
+            )
+        elif noise.shape != (views.shape[0], num_patches):
+            raise ValueError(
+                f"noise has shape {tuple(noise.shape)}, but must be (batch * global views, patches) = "
+                f"{(views.shape[0], num_patches)}."
+            )
+        kept_patches = noise.argsort(dim=1)[:, : num_kept_patches(num_patches, self.config.mask_ratio)]
+        cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept_patches))
+        return cls, tokens
+
+    def _matched_expected(self, tokens: torch.Tensor, targets: _Targets) -> torch.Tensor:
+        """(B * G, r, dim) targets of the tokens (B * G, r, d) of G views of each image, matched token by token."""
+        num_views = tokens.shape[0] // targets.tokens.shape[0]
+        index = match_tokens(
+            tokens,
+            targets.tokens.repeat_interleave(num_views, dim=0),
+            self.config.matching_epsilon,
+            self.config.matching_iterations,
+        )
+        expected = targets.expected.repeat_interleave(num_views, dim=0)
+        return torch.take_along_dim(expected, index.unsqueeze(-1), dim=1)
+
+    def _cls_view_loss(self, cls: torch.Tensor, targets: _Targets) -> torch.Tensor:
+        """Cross entropy of the CLS (B * V, d) of V views of each image to the CLS target of the image."""
+        expected = targets.cls_expected.repeat_interleave(cls.shape[0] // targets.cls_expected.shape[0], dim=0)
+        return self._cross_entropy(self.cls_clustering_head, self.cls_clustering_head(cls), expected)
+
+    def _cross_entropy(
+        self, head: StellarClusteringHead, projections: torch.Tensor, expected: torch.Tensor
+    ) -> torch.Tensor:
+        return prototype_cross_entropy(projections, expected, head.prototypes, self.config.prediction_temperature)
+
+
+__all__ = [
+    "StellarForPreTraining",
+    "StellarForPreTrainingOutput",
+    "StellarModel",
+    "StellarModelOutput",
+    "StellarPreTrainedModel",
+]

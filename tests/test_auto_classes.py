@@ -1,0 +1,65 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Importing the package is cheap, and makes the Auto classes know STELLAR whatever was imported before."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import stellar_hf
+from stellar_hf import StellarForPreTraining, StellarImageProcessorPil
+
+LOAD = """
+folder = sys.argv[1]
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+classes = (AutoConfig, AutoModel, AutoModelForPreTraining, AutoImageProcessor)
+print([type(auto.from_pretrained(folder)).__name__ for auto in classes])
+"""
+LOADED = "['StellarConfig', 'StellarModel', 'StellarForPreTraining', 'StellarImageProcessorPil']\n"
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs `code` in a fresh interpreter that finds the same packages."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TQDM_DISABLE": "1"}
+    command = [sys.executable, "-c", f"import sys\n{code}", *arguments]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory, tiny_config):
+    folder = tmp_path_factory.mktemp("model")
+    StellarForPreTraining(tiny_config(use_teacher=True)).save_pretrained(folder)
+    StellarImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_importing_the_package_does_not_import_heavy_libraries():
+    heavy = "{'torch', 'diffusers', 'transformers', 'datasets'}"
+    assert run(f"import stellar_hf; dir(stellar_hf); print({heavy} & set(sys.modules))").stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import stellar_hf",
+        "from transformers import AutoConfig, AutoModel\nimport stellar_hf",
+        "import stellar_hf\nfrom transformers import ViTModel",
+        "import stellar_hf.modeling_stellar",
+    ],
+    ids=["package first", "Auto classes first", "another model between", "module of models"],
+)
+def test_auto_classes_resolve_whatever_the_order_of_imports(model_folder, imports):
+    """Also a folder of pre-training loads as the plain model without a word about the weights that it leaves out."""
+    process = run(imports + LOAD, model_folder)
+    assert process.stdout == LOADED
+    assert process.stderr == ""
+
+
+def test_public_names_exist():
+    assert set(stellar_hf.__all__) <= set(dir(stellar_hf))
+    with pytest.raises(AttributeError, match="has no attribute 'StellarModle'"):
+        stellar_hf.StellarModle  # noqa: B018
