@@ -1,0 +1,393 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""
+Converts a released STELLAR checkpoint to a folder that the Auto classes load:
+
+    python -m stellar_hf.conversion.convert_stellar_to_hf stellar-b16 --output stellar-base-16
+    python -m stellar_hf.conversion.convert_stellar_to_hf --checkpoint last.ckpt --config overrides.json --output out
+
+Sizes are read from the shapes of the tensors. Every key is either converted, or known to be unused, or an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from inspect import get_annotations
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..configuration_stellar import StellarConfig
+from ..image_processing_pil_stellar import StellarImageProcessorPil
+from ..modeling_stellar import StellarForPreTraining
+
+HUB_REPOSITORY = "microsoft/STELLAR"
+RELEASED_NAMES = ("stellar-b16", "stellar-l16", "stellar-h16", "stellar-b8", "stellar-b24")
+
+# The prefix of the authors' trainer (Lightning).
+LIGHTNING_PREFIX = "model."
+
+# Parts of the released modules that their forward pass never reaches.
+UNUSED_KEYS = re.compile(r"(teacher_)?encoder\.pooler\.|decoder\.(embeddings|pooler)\.")
+
+_LAYER_KEYS = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "layernorm_before",
+    "layernorm_after": "layernorm_after",
+}
+_ENCODERS = {"encoder.": "stellar.", "teacher_encoder.": "teacher.stellar."}
+_CLUSTERING_HEADS = {
+    "clustering_head": "clustering_head",
+    "cls_cluster_head": "cls_clustering_head",
+    "teacher_head": "teacher.clustering_head",
+    "teacher_cls_head": "teacher.cls_clustering_head",
+}
+_KEYS = {
+    "sparse_tokens": "stellar.embeddings.sparse_tokens",
+    "teacher_sparse_tokens": "teacher.stellar.embeddings.sparse_tokens",
+    "position_embedding.positional_encoding_gaussian_matrix": "decoder.positions.gaussian_matrix",
+}
+_LINEARS = {
+    "dense_proj": "stellar.localization.dense_projection",
+    "sparse_proj": "stellar.localization.sparse_projection",
+    "decoder_proj": "decoder.projection",
+    "reconstruction_head": "decoder.head",
+}
+
+
+# Keys ----------------------------------------------------------------------------------------------------------------
+
+
+def _converted_key(key: str) -> str | None:
+    """The key in `StellarForPreTraining`, or None for one that is no STELLAR key."""
+    if key in _KEYS:
+        return _KEYS[key]
+    if match := re.fullmatch(r"(\w+)\.(weight|bias)", key):
+        module, kind = match.groups()
+        return f"{_LINEARS[module]}.{kind}" if module in _LINEARS else None
+    if match := re.fullmatch(r"(\w+)\.layer\.weight", key):
+        head = _CLUSTERING_HEADS.get(match[1])
+        return head and f"{head}.prototypes"
+    if match := re.fullmatch(r"(\w+)\.predictor\.layers\.(\d*[02468])\.(weight|bias)", key):
+        head = _CLUSTERING_HEADS.get(match[1])
+        return head and f"{head}.layers.{int(match[2]) // 2}.{match[3]}"  # activations stand at the odd places
+    return _converted_vit_key(key)
+
+
+def _converted_vit_key(key: str) -> str | None:
+    match = re.fullmatch(r"(encoder\.|teacher_encoder\.|decoder\.)(.+)", key)
+    if match is None:
+        return None
+    prefix, rest = _ENCODERS.get(match[1], match[1]), match[2]
+    if layer := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", rest):
+        module = _LAYER_KEYS.get(layer[2])
+        return module and f"{prefix}layers.{layer[1]}.{module}.{layer[3]}"
+    in_place = r"layernorm\.(weight|bias)"
+    if match[1] in _ENCODERS:
+        in_place += r"|embeddings\.(cls_token|position_embeddings|patch_embeddings\.projection\.(weight|bias))"
+    return f"{prefix}{rest}" if re.fullmatch(in_place, rest) else None
+
+
+def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """
+    Renames released keys to those of [`StellarForPreTraining`].
+
+    Args:
+        state_dict: Released keys, or some of them, without a prefix.
+
+    Returns:
+        The same tensors under new keys, without the ones known to be unused; sparse tokens (r, d) become (1, r, d).
+
+    Raises:
+        ValueError: On keys that are neither convertible nor known to be unused; the message lists them.
+    """
+    converted, unknown = {}, []
+    for key, tensor in state_dict.items():
+        if UNUSED_KEYS.match(key):
+            continue
+        new_key = _converted_key(key)
+        if new_key is None:
+            unknown.append(key)
+        else:
+            converted[new_key] = tensor[None] if key.endswith("sparse_tokens") else tensor
+    if unknown:
+        raise ValueError(
+            f"The checkpoint has {len(unknown)} keys that STELLAR does not have: {_listed(unknown)}. Remove them if "
+            "they belong to something else."
+        )
+    return converted
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(sorted(keys))
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------------
+
+
+def infer_config(state_dict: Mapping[str, Tensor], **overrides: Any) -> StellarConfig:
+    """
+    Reads the sizes of a model from the shapes of its tensors.
+
+    Shapes do not tell the heads, which are taken to be 64 channels wide (16 heads of 80 channels for ViT-H), nor
+    anything without weights, which takes [`StellarConfig`]'s defaults, those of the released models.
+
+    Args:
+        state_dict: Released keys without a prefix.
+        overrides: Fields of [`StellarConfig`] that replace inferred and default ones.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: If a tensor that tells a size is missing, or on an unknown field or an impossible value.
+    """
+    if unknown := set(overrides) - set(get_annotations(StellarConfig)):
+        raise ValueError(f"StellarConfig has no field {_listed(list(unknown))}: correct or remove it.")
+    fields = {**_inferred_sizes(state_dict), **overrides}
+    fields.setdefault("num_attention_heads", _default_heads(fields["hidden_size"]))
+    fields.setdefault("decoder_num_attention_heads", _default_heads(fields["decoder_hidden_size"]))
+    try:
+        return StellarConfig(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
+def _inferred_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    def shape(key: str) -> torch.Size:
+        if key not in state_dict:
+            raise ValueError(f"This is not a STELLAR checkpoint, or not a whole one: it has no tensor {key}.")
+        return state_dict[key].shape
+
+    def num_layers(prefix: str) -> int:
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        return len({match[1] for key in state_dict if (match := pattern.match(key))})
+
+    patches = shape("encoder.embeddings.patch_embeddings.projection.weight")
+    grid = round((shape("encoder.embeddings.position_embeddings")[1] - 1) ** 0.5)
+    first_projection = shape("clustering_head.predictor.layers.0.weight")
+    prototypes = shape("clustering_head.layer.weight")
+    head = shape("reconstruction_head.weight")
+    sizes = {
+        "hidden_size": patches[0],
+        "num_channels": patches[1],
+        "patch_size": patches[2],
+        "image_size": grid * patches[2],
+        "num_hidden_layers": num_layers("encoder.encoder.layer."),
+        "intermediate_size": shape("encoder.encoder.layer.0.intermediate.dense.weight")[0],
+        "qkv_bias": "encoder.encoder.layer.0.attention.attention.query.bias" in state_dict,
+        "num_sparse_tokens": shape("sparse_tokens")[0],
+        "decoder_hidden_size": shape("decoder_proj.weight")[0],
+        "decoder_num_hidden_layers": num_layers("decoder.encoder.layer."),
+        "decoder_intermediate_size": shape("decoder.encoder.layer.0.intermediate.dense.weight")[0],
+        "reconstruction_target": "pixels" if len(head) == 4 else "codes",
+        "num_prototypes": prototypes[0],
+        "prototype_dim": prototypes[1],
+        "num_projection_layers": num_layers("clustering_head.predictor.layers."),
+        "use_teacher": any(key.startswith("teacher_") for key in state_dict),
+    }
+    if sizes["reconstruction_target"] == "codes":
+        sizes["codebook_size"] = head[0]
+    if sizes["num_projection_layers"] > 1:
+        sizes["projection_hidden_size"] = first_projection[0]
+    return sizes
+
+
+def _default_heads(width: int) -> int:
+    return 16 if width == 1280 else max(width // 64, 1)
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def convert_checkpoint(
+    checkpoint: str | Path | Mapping[str, Tensor], config_overrides: Mapping[str, Any] | None = None
+) -> StellarForPreTraining:
+    """
+    Builds a model from a released checkpoint.
+
+    Args:
+        checkpoint: A `.safetensors` or Lightning `.ckpt` file, or a released state dict; keys may carry Lightning's
+            prefix `model.`.
+        config_overrides: Fields of [`StellarConfig`] that the shapes do not tell: heads, image size, temperatures.
+            With `use_teacher=False` a teacher in the checkpoint is left out; with `use_teacher=True` a teacher that is
+            not in the checkpoint starts as a copy of the model.
+
+    Returns:
+        The model in evaluation mode, float32.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, is not a STELLAR checkpoint, has keys too many or too few, or
+            contradicts `config_overrides`.
+    """
+    state_dict = _read(Path(checkpoint)) if isinstance(checkpoint, (str, Path)) else checkpoint
+    state_dict = _without_prefix(state_dict)
+    config = infer_config(state_dict, **(config_overrides or {}))
+    weights = convert_state_dict(state_dict)
+
+    model = StellarForPreTraining(config)
+    expected = model.state_dict()
+    if not config.use_teacher:
+        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("teacher.")}
+    elif not any(key.startswith("teacher.") for key in weights):
+        copied = (key for key in expected if key.startswith("teacher."))
+        weights.update({key: weights[key.removeprefix("teacher.")] for key in copied})
+    _check_shapes(weights, expected)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}).") from error
+    if path.suffix != ".ckpt":
+        raise ValueError(f"{path} ends in {path.suffix!r}, but must be a .safetensors or a Lightning .ckpt file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be loaded as mere tensors: save its state_dict alone, as a safetensors file."
+        ) from error
+    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise ValueError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
+    return content["state_dict"]
+
+
+def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(LIGHTNING_PREFIX): tensor for key, tensor in state_dict.items()}
+
+
+def _check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    if missing := expected.keys() - weights.keys():
+        raise ValueError(f"The checkpoint lacks weights for {len(missing)} keys: {_listed(list(missing))}.")
+    if surplus := weights.keys() - expected.keys():
+        raise ValueError(f"The configuration has no place for {len(surplus)} weights: {_listed(list(surplus))}.")
+    different = [
+        f"{key} is {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
+        for key, tensor in weights.items()
+        if tensor.shape != expected[key].shape
+    ]
+    if different:
+        raise ValueError(f"Weights and configuration contradict each other: {_listed(different)}.")
+
+
+def image_processor_of(config: StellarConfig) -> StellarImageProcessorPil:
+    """The image processor of a model: the shortest edge to 8/7 of `config.image_size`, the centre crop to 1."""
+    side = config.image_size
+    return StellarImageProcessorPil(
+        size={"shortest_edge": round(side * 256 / 224)},
+        crop_size={"height": side, "width": side},
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+    )
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stellar_hf.conversion.convert_stellar_to_hf",
+        description="Converts a released STELLAR checkpoint to a folder for AutoModel.from_pretrained.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("name", nargs="?", choices=RELEASED_NAMES, help=f"released model, from {HUB_REPOSITORY}")
+    source.add_argument("--checkpoint", type=Path, help="a .safetensors or Lightning .ckpt file instead")
+    parser.add_argument("--config", type=Path, help="JSON file of StellarConfig fields that shapes do not tell")
+    parser.add_argument("--output", type=Path, required=True, help="new or empty folder")
+    return parser
+
+
+def _overrides(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        overrides = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error}).") from error
+    if not isinstance(overrides, dict):
+        raise ValueError(
+            f"{path} holds a {type(overrides).__name__}, but must hold an object of StellarConfig fields."
+        )
+    return overrides
+
+
+def _check_output(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder: choose another --output.")
+
+
+def _download(name: str) -> Path:
+    file = f"{name}.safetensors"
+    try:
+        return Path(hf_hub_download(HUB_REPOSITORY, file))
+    except OSError as error:
+        raise OSError(
+            f"{file} of {HUB_REPOSITORY} cannot be downloaded ({type(error).__name__}): check the connection, or pass "
+            "a local copy as --checkpoint."
+        ) from error
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    _check_output(arguments.output)
+    overrides = _overrides(arguments.config)
+    checkpoint = _download(arguments.name) if arguments.checkpoint is None else arguments.checkpoint
+    state_dict = _without_prefix(_read(checkpoint))
+    model = convert_checkpoint(state_dict, overrides)
+
+    model.save_pretrained(arguments.output)
+    image_processor_of(model.config).save_pretrained(arguments.output)
+    _print_summary(arguments.output, model, state_dict)
+
+
+def _print_summary(output: Path, model: StellarForPreTraining, state_dict: Mapping[str, Tensor]) -> None:
+    config = model.config
+    unused = sorted({f"{match[0]}*" for key in state_dict if (match := UNUSED_KEYS.match(key))})
+    if not config.use_teacher and any(key.startswith("teacher_") for key in state_dict):
+        unused.append("teacher_*")
+    print(
+        f"Wrote {output}: {model.num_parameters():,} parameters, {config.num_hidden_layers} layers of width "
+        f"{config.hidden_size}, patches of {config.patch_size} pixels, {config.num_sparse_tokens} sparse tokens, "
+        f"reconstruction of {config.reconstruction_target}, {'an EMA' if config.use_teacher else 'no'} teacher.\n"
+        f"Left out as unused: {', '.join(unused) or 'nothing'}.\n"
+        "Load it with: import stellar_hf; from transformers import AutoModel; "
+        f"model = AutoModel.from_pretrained({str(output)!r})"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line; a wrong input ends it with one sentence on stderr and exit code 2."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    try:
+        _convert(arguments)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+__all__ = ["convert_checkpoint", "convert_state_dict", "image_processor_of", "infer_config", "main"]
+
+
+if __name__ == "__main__":
+    main()
