@@ -1,0 +1,307 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""
+Pre-trains STELLAR.
+
+    accelerate launch examples/pretrain.py                          # embedded photographs, minutes on a CPU
+    accelerate launch examples/pretrain.py recipe.yaml              # values from a YAML or JSON file
+    accelerate launch examples/pretrain.py --train_dir photos --output_dir out \
+        --model_config '{"image_size": 64, "patch_size": 8, "num_sparse_tokens": 8}' --local_size 32
+
+Flags go before the values of a recipe, a recipe before the defaults; a recipe's model_config is overridden field by
+field. Without a recipe and without images of your own, examples/recipes/photo_mosaics.yaml is taken. One process needs
+no launcher: python examples/pretrain.py does the same. Ctrl-C saves a checkpoint to go on from. An error is told in a
+sentence; --log_level=debug shows where it came from.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import HfArgumentParser, set_seed
+from transformers.utils import logging
+
+import stellar_hf
+from stellar_hf import (
+    StellarConfig,
+    StellarForPreTraining,
+    StellarImageProcessorPil,
+    StellarTrainer,
+    StellarTrainingArguments,
+)
+from stellar_hf.data import load_photo_mosaics
+from stellar_hf.data.views import images_to_tensor
+from stellar_hf.evaluation import evaluate_stellar, format_results_table, raw_pixel_baseline
+from stellar_hf.visualization import plot_reconstructions
+
+DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "photo_mosaics.yaml"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "STELLAR checkpoint to go on from: a folder, or owner/name on the Hub."}
+    )
+    model_config: dict | str | None = field(
+        default=None,
+        metadata={"help": "Fields of StellarConfig, as JSON: '{\"num_sparse_tokens\": 8}'. Overrides a checkpoint's."},
+    )
+
+    def __post_init__(self):
+        if isinstance(self.model_config, str):
+            try:
+                self.model_config = json.loads(self.model_config)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"model_config is {self.model_config}, which is not JSON: {error}.") from error
+        self.model_config = {} if self.model_config is None else self.model_config
+        if not isinstance(self.model_config, dict):
+            raise ValueError(f"model_config is {self.model_config}, but must be names with values.")
+        check_names("model_config", self.model_config, known=StellarConfig().to_dict())
+
+
+@dataclass
+class DataArguments:
+    """Which images to train on; the embedded photo mosaics by default."""
+
+    train_dir: str | None = field(default=None, metadata={"help": "Folder of images, searched with its subfolders."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or its local folder."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
+    num_train_scenes: int = field(default=20000, metadata={"help": "Photo mosaics to train on."})
+    num_eval_scenes: int = field(
+        default=2000, metadata={"help": "Photo mosaics and crops of the test split to evaluate on."}
+    )
+
+    @property
+    def is_embedded(self) -> bool:
+        return self.train_dir is None and self.dataset_name is None
+
+    def __post_init__(self):
+        if self.train_dir is not None and self.dataset_name is not None:
+            raise ValueError("Both train_dir and dataset_name are given: choose one source of images.")
+
+
+def main() -> None:
+    try:
+        run(*parse_arguments(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, ImportError, OSError, StrictDataclassError) as error:
+        if "--log_level=debug" in sys.argv:
+            raise
+        sys.exit(f"error: {sentence(error)}")
+
+
+def sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Original Traceback" in str(error) or isinstance(error, StrictDataclassError):
+        # From a worker process, or from the check of a type: what happened is in the last line.
+        return re.sub(r"^\w+Error: ", "", lines[-1])
+    return " ".join(lines)
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, StellarTrainingArguments]:
+    parser = HfArgumentParser((ModelArguments, DataArguments, StellarTrainingArguments))
+    defaults, _ = parser.parse_known_args([])
+    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
+        recipe, argv = read_recipe(argv[0], known=vars(defaults)), argv[1:]
+    else:
+        flags, _ = parser.parse_known_args(argv)
+        own_images = flags.train_dir or flags.dataset_name
+        recipe = {} if own_images else read_recipe(DEFAULT_RECIPE, known=vars(defaults))
+        if flags.model_name_or_path:
+            recipe.pop("model_config", None)
+    config = ModelArguments(model_config=recipe.pop("model_config", None)).model_config
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses([*as_flags(recipe), *argv])
+    model_args.model_config = {**config, **model_args.model_config}
+    return model_args, data_args, training_args
+
+
+def read_recipe(path: str | Path, known: dict) -> dict:
+    try:
+        values = yaml.safe_load(Path(path).read_text())  # JSON is YAML
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"The recipe {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"The recipe {path} holds no 'name: value' pairs.")
+    check_names(f"The recipe {path}", values, known)
+    return values
+
+
+def check_names(where: str, values: dict, known: dict) -> None:
+    unknown = [str(name) for name in values if name not in known]
+    if unknown:
+        raise ValueError(f"{where} sets {', '.join(unknown)}, which does not exist.")
+
+
+def as_flags(values: dict) -> Iterator[str]:
+    """The values of a recipe as the command line would give them, so that both are checked alike."""
+    for name, value in values.items():
+        if isinstance(value, list):
+            yield from (f"--{name}", *map(str, value))
+        elif value is not None:
+            yield f"--{name}={json.dumps(value) if isinstance(value, bool | dict) else value}"
+
+
+def run(model_args: ModelArguments, data_args: DataArguments, training_args: StellarTrainingArguments) -> None:
+    logging.disable_progress_bar()  # of loading and saving models; the training's stays
+    set_seed(training_args.seed)
+    model = build_model(model_args)
+    processor = build_processor(model.config)
+    images = load_images(data_args, model.config.image_size, training_args.image_column)
+    trainer = StellarTrainer(model, training_args, train_dataset=images, processing_class=processor)
+    is_main_process = trainer.is_world_process_zero()
+    if is_main_process:
+        print(describe(model, len(images)))
+    evaluation = None
+    if data_args.is_embedded and is_main_process:
+        evaluation = MosaicEvaluation(data_args.num_eval_scenes, model.config.image_size)
+        evaluation.add_untrained(model)
+
+    resume = training_args.resume_from_checkpoint
+    result = trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
+    if trainer.interrupted:
+        checkpoint = Path(training_args.output_dir, f"checkpoint-{trainer.state.global_step}")
+        print(f"\nInterrupted. To go on, repeat the command with: --resume_from_checkpoint {checkpoint}")
+        sys.exit(130)
+
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)
+    if evaluation is not None:
+        trainer.save_metrics("test", evaluation.add_trained(model))
+        print(f"\nTest split of the photo mosaics\n\n{evaluation.table()}\n")
+        images = evaluation.data["scenes"]
+    if is_main_process:
+        first_images = images_to_tensor(images[:8][training_args.image_column])
+        save_figure(model.eval(), processor, first_images, Path(training_args.output_dir, "reconstructions.png"))
+        print(how_to_load(training_args.output_dir))
+
+
+def build_model(args: ModelArguments) -> StellarForPreTraining:
+    if args.model_name_or_path is None:
+        model = StellarForPreTraining(StellarConfig(**{"reconstruction_target": "pixels", **args.model_config}))
+    else:
+        try:
+            model = StellarForPreTraining.from_pretrained(args.model_name_or_path, **args.model_config)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The weights of {args.model_name_or_path} do not fit model_config {args.model_config}."
+            ) from error
+    if model.config.reconstruction_target != "pixels":
+        raise ValueError(
+            'This script trains models with reconstruction_target="pixels"; "codes" need the codes of a tokenizer, '
+            "which StellarTrainer takes from a data_collator of your own."
+        )
+    return model
+
+
+def build_processor(config: StellarConfig) -> StellarImageProcessorPil:
+    return StellarImageProcessorPil(
+        size={"shortest_edge": config.image_size},
+        crop_size={"height": config.image_size, "width": config.image_size},
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+    )
+
+
+def load_images(args: DataArguments, image_size: int, image_column: str) -> datasets.Dataset:
+    if args.is_embedded:
+        return load_photo_mosaics("train", args.num_train_scenes, image_size)
+    if args.dataset_name is not None:
+        dataset = datasets.load_dataset(args.dataset_name, split=args.dataset_split)
+        if image_column not in dataset.column_names:
+            return dataset  # the trainer says what is wrong
+    else:
+        if not Path(args.train_dir).is_dir():
+            raise ValueError(f"train_dir is {args.train_dir}, which is not a folder.")
+        files = sorted(str(path) for path in Path(args.train_dir).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise ValueError(f"There is no image in {args.train_dir} or its subfolders ({' '.join(IMAGE_SUFFIXES)}).")
+        dataset = datasets.Dataset.from_dict({image_column: files})
+    # Undecoded: the trainer's collator decodes, and names a file that is corrupt.
+    return dataset.cast_column(image_column, datasets.Image(decode=False))
+
+
+class MosaicEvaluation:
+    """The rows of the final table, measured on the test split of the photo mosaics."""
+
+    def __init__(self, num_scenes: int, image_size: int):
+        def mosaics(split: str, count: int, num_regions: int) -> datasets.Dataset:
+            # Neighbours and probes take other scenes of the training split than the training does.
+            return load_photo_mosaics(split, count, image_size, num_regions, seed=1)
+
+        self.data = {
+            "crops_train": mosaics("train", 2 * num_scenes, 1),
+            "crops_test": mosaics("test", num_scenes, 1),
+            "scenes_train": mosaics("train", 2 * num_scenes, 2),
+            "scenes": mosaics("test", num_scenes, 2),
+        }
+        self.rows = {"raw pixels": raw_pixel_baseline(self.data["crops_train"], self.data["crops_test"])}
+
+    def add_untrained(self, model: StellarForPreTraining) -> None:
+        self.rows["before training"] = evaluate_stellar(model, **self.data)
+
+    def add_trained(self, model: StellarForPreTraining) -> dict[str, float]:
+        """Measures the trained model and, for comparison, the one that comes with the package.
+
+        Returns all figures but the latter's, under the names of `all_results.json`.
+        """
+        self.rows["after training"] = evaluate_stellar(model, **self.data)
+        prefixes = {"raw pixels": "raw_pixels_", "before training": "untrained_", "after training": ""}
+        figures = {
+            f"{prefix}test_{name}": value for row, prefix in prefixes.items() for name, value in self.rows[row].items()
+        }
+        demo = StellarForPreTraining.from_pretrained(stellar_hf.DEMO_MODEL).to(model.device)
+        if demo.config.image_size == model.config.image_size:
+            self.rows["demo model"] = evaluate_stellar(demo, **self.data)
+        return figures
+
+    def table(self) -> str:
+        return format_results_table(self.rows)
+
+
+@torch.no_grad()
+def save_figure(
+    model: StellarForPreTraining, processor: StellarImageProcessorPil, images: list[torch.Tensor], path: Path
+) -> None:
+    pixel_values = processor(images, return_tensors="pt")["pixel_values"].to(model.device)
+    output = model(pixel_values, return_loss=False)
+    height, width = output.reconstruction.shape[-2:]
+    figure = plot_reconstructions(
+        model.denormalize(pixel_values)[..., :height, :width], output.reconstruction, output.localization
+    )
+    figure.savefig(path, dpi=150)
+    print(f"Images, reconstructions and token maps: {path}")
+
+
+def describe(model: StellarForPreTraining, num_images: int) -> str:
+    config = model.config
+    return (
+        f"STELLAR with {model.num_parameters():,} parameters and {config.num_sparse_tokens} sparse tokens, "
+        f"{num_images:,} images at {config.image_size}x{config.image_size} pixels\n"
+    )
+
+
+def how_to_load(folder: str) -> str:
+    return (
+        f"Model and image processor: {folder}\n\n"
+        "    import stellar_hf\n"
+        "    from transformers import AutoImageProcessor, AutoModel\n\n"
+        f'    model = AutoModel.from_pretrained("{folder}")\n'
+        f'    processor = AutoImageProcessor.from_pretrained("{folder}")\n'
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Pre-training with the Trainer of Transformers."""
+
+from .arguments import StellarTrainingArguments
+from .callbacks import GracefulInterruptCallback, StellarProgressCallback, TeacherCallback
+from .trainer import StellarTrainer
+
+__all__ = [
+    "GracefulInterruptCallback",
+    "StellarProgressCallback",
+    "StellarTrainer",
+    "StellarTrainingArguments",
+    "TeacherCallback",
+]

@@ -1,0 +1,89 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Arguments of the joint objective's training."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..configuration_stellar import StellarConfig
+from ..data import StellarViews
+
+
+@dataclass
+class StellarTrainingArguments(TrainingArguments):
+    """
+    `TrainingArguments` with the defaults of STELLAR's pre-training (arXiv 2602.01905) and the settings of its views.
+
+    AdamW with weight decay 0.04 and gradient clipping at 3.0 is the paper's recipe; the paper names no schedule, ours
+    is a cosine after a linear warm-up. All terms, weights and temperatures of the objective are fields of
+    [`StellarConfig`].
+
+    Raises:
+        ValueError: On a momentum outside of [0, 1], `remove_unused_columns`, or a scale that is not two numbers.
+    """
+
+    learning_rate: float = field(
+        default=1.5e-4, metadata={"help": "Peak learning rate of AdamW (paper: 1.5e-4 for B/16, 5e-5 for L/16, H/14)."}
+    )
+    weight_decay: float = field(
+        default=0.04, metadata={"help": "Weight decay; norms, biases, positions and tokens have none."}
+    )
+    max_grad_norm: float = field(default=3.0, metadata={"help": "Gradient clipping (paper: 3.0)."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule after the warm-up."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up, in steps or, below 1, a share of them."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: the views are made of a column that forward does not name."}
+    )
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether to log a NaN loss as 0."})
+    label_names: list[str] | None = field(
+        default_factory=list, metadata={"help": "Inputs that evaluation gathers as labels; the objective needs none."}
+    )
+
+    image_column: str = field(default="image", metadata={"help": "Column of the data set that holds the images."})
+    num_global_views: int = field(default=8, metadata={"help": "Global views of an image, which are masked."})
+    num_local_views: int = field(default=8, metadata={"help": "Local views of an image."})
+    local_size: int = field(default=96, metadata={"help": "Side of a local view in pixels."})
+    global_scale: list[float] = field(
+        default_factory=lambda: [0.36, 1.0], metadata={"help": "Smallest and largest share of a global crop's area."}
+    )
+    local_scale: list[float] = field(
+        default_factory=lambda: [0.06, 0.36], metadata={"help": "Smallest and largest share of a local crop's area."}
+    )
+    teacher_momentum: float = field(
+        default=0.996, metadata={"help": "Momentum of the EMA teacher, of models with use_teacher (paper: 0.996)."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.teacher_momentum <= 1:
+            raise ValueError(f"teacher_momentum is {self.teacher_momentum}, but must be in [0, 1].")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must be False: the views are made of the image column.")
+        for name in ("global_scale", "local_scale"):
+            if len(getattr(self, name)) != 2:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be two numbers, smallest and largest.")
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # it speeds up copies to an accelerator; without one, torch warns
+
+    def views(self, config: StellarConfig) -> StellarViews:
+        """
+        The views that these arguments ask for.
+
+        Args:
+            config: Of the model, which gives the global views' size and the statistics of the normalization.
+
+        Raises:
+            ValueError: On an impossible number, size or range of views.
+        """
+        # Their lengths are checked where they are used: by __post_init__ and by StellarViews.
+        return StellarViews(
+            num_global_views=self.num_global_views,
+            num_local_views=self.num_local_views,
+            global_size=config.image_size,
+            local_size=self.local_size,
+            global_scale=tuple(self.global_scale),  # type: ignore[arg-type]
+            local_scale=tuple(self.local_scale),  # type: ignore[arg-type]
+            image_mean=tuple(config.image_mean),  # type: ignore[arg-type]
+            image_std=tuple(config.image_std),  # type: ignore[arg-type]
+        )

@@ -1,0 +1,103 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""What happens around a training step: the EMA teacher, the log a person reads, and Ctrl-C."""
+
+import os
+import signal
+import threading
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+
+class TeacherCallback(TrainerCallback):
+    """Moves the EMA teacher once per optimizer step; not on accumulated or skipped steps (STELLAR, EMA teacher)."""
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        # A step that the gradient scaler skipped also arrives here. Only Accelerate's optimizer knows of such.
+        if not getattr(optimizer, "step_was_skipped", False):
+            model.update_teacher(args.teacher_momentum)
+
+
+class GracefulInterruptCallback(TrainerCallback):
+    """
+    The first Ctrl-C finishes the step, saves a checkpoint and ends the training; a second one interrupts at once.
+
+    After training, `interrupted` tells whether it ended so.
+    """
+
+    def __init__(self):
+        self.interrupted = False
+        self._previous_handler = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.interrupted = False
+        self._process_id = os.getpid()
+        # Python delivers signals to the main thread alone.
+        if self._previous_handler is None and threading.current_thread() is threading.main_thread():
+            self._previous_handler = signal.signal(signal.SIGINT, self._handle)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.interrupted:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.restore_handler()
+
+    def restore_handler(self) -> None:
+        """Gives Ctrl-C back to who had it before training; also needed where training ends with an error."""
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGINT, self._previous_handler)
+            self._previous_handler = None
+
+    def _handle(self, signal_number, frame):
+        if os.getpid() != self._process_id:
+            return  # a data loader's worker, forked while this handler was installed
+        if self.interrupted:
+            self.restore_handler()
+            raise KeyboardInterrupt
+        self.interrupted = True
+        # Not through a stream or a logger: the signal may have come in the middle of a write to the same one.
+        os.write(2, b"\nInterrupted: saving a checkpoint after this step (Ctrl-C again to stop without).\n")
+
+
+class StellarProgressCallback(ProgressCallback):
+    """The Trainer's progress bar, with each log of the objective as a row of a table that fits 100 columns."""
+
+    _COLUMNS = (
+        ("loss", "loss", "{:.3f}"),
+        ("reconstruction_loss", "reconstr.", "{:.3f}"),
+        ("koleo_loss", "koleo", "{:.3f}"),
+        ("clustering_loss", "cluster", "{:.3f}"),
+        ("cls_clustering_loss", "cls clus.", "{:.3f}"),
+        ("masked_loss", "masked", "{:.3f}"),
+        ("cls_view_loss", "cls view", "{:.3f}"),
+        ("slot_information", "slot inf.", "{:.2f}"),
+        ("localization_sharpness", "sharpness", "{:.2f}"),
+    )
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self._has_title = False
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if self.training_bar is None:
+            return
+        if "reconstruction_loss" in logs:
+            if not self._has_title:
+                self.training_bar.write(self._row("step", [title for _, title, _ in self._COLUMNS]))
+                self._has_title = True
+            cells = [form.format(logs[key]) for key, _, form in self._COLUMNS]
+            self.training_bar.write(self._row(str(state.global_step), cells))
+        elif "train_runtime" in logs:
+            speed = f"{logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.0f} images a second"
+            self.training_bar.write(f"\n{state.global_step} of {state.max_steps} steps done ({speed})")
+        else:
+            left_out = ("epoch", "runtime", "per_second")
+            values = [f"{name} {value:.4g}" for name, value in logs.items() if not name.endswith(left_out)]
+            self.training_bar.write(f"{state.global_step:>6}  {'  '.join(values)}")
+
+    @staticmethod
+    def _row(step: str, cells: list[str]) -> str:
+        return f"{step:>6}" + "".join(f"{cell:>10}" for cell in cells)

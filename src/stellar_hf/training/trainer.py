@@ -1,0 +1,158 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""The Trainer of the joint alignment and reconstruction objective."""
+
+import re
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from ..data import StellarViewCollator
+from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
+from .arguments import StellarTrainingArguments
+from .callbacks import GracefulInterruptCallback, StellarProgressCallback, TeacherCallback
+
+DIAGNOSTICS = ("prototype_entropy", "slot_information", "token_diversity", "localization_sharpness")
+
+# Norms and biases, and what is learned for a place in the sequence: positions and tokens.
+_NO_DECAY = re.compile(r"bias$|layernorm|position_embeddings$|cls_token$|sparse_tokens$")
+
+
+class StellarTrainer(Trainer):
+    """
+    `Trainer` for [`StellarForPreTraining`]: makes the views, logs every term of the objective, moves the EMA teacher
+    once per optimizer step, and finishes the step and saves a checkpoint on Ctrl-C.
+
+    Args:
+        model: The model to pre-train.
+        args: Training arguments, with the settings of the views.
+        data_collator: Turns examples into the inputs of `forward`; by default [`StellarViewCollator`] with the views
+            of `args`, on the column `args.image_column`. It makes no codes, so a model with
+            `reconstruction_target="codes"` needs another one.
+        train_dataset: Images.
+        eval_dataset: Images for the objective's value (`eval_loss`).
+        callbacks: Further callbacks.
+        **kwargs: As in `Trainer`.
+
+    Raises:
+        ValueError: If the model or the arguments are of another class, the data set lacks the image column or has no
+            rows, the views are impossible, or a model that reconstructs codes has no data collator.
+    """
+
+    def __init__(
+        self,
+        model: StellarForPreTraining,
+        args: StellarTrainingArguments,
+        data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs,
+    ):
+        if not isinstance(model, StellarForPreTraining):
+            raise ValueError(f"StellarTrainer trains a StellarForPreTraining, not a {type(model).__name__}.")
+        if not isinstance(args, StellarTrainingArguments):
+            raise ValueError(f"StellarTrainer takes StellarTrainingArguments, not {type(args).__name__}.")
+        for dataset in (train_dataset, eval_dataset):
+            _check_not_empty(dataset)
+        if data_collator is None:
+            if model.config.reconstruction_target == "codes":
+                raise ValueError(
+                    "The model reconstructs the codes of a tokenizer, which only a data_collator of your own can "
+                    'give (as code_labels): pass one, or train a model with reconstruction_target="pixels".'
+                )
+            for dataset in (train_dataset, eval_dataset):
+                _check_column(dataset, args.image_column)
+            data_collator = StellarViewCollator(args.views(model.config), image_column=args.image_column)
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        self._sums: dict[str, torch.Tensor] = {}
+        self._num_steps = 0.0
+        self._interrupt = GracefulInterruptCallback()
+        self.add_callback(self._interrupt)
+        if model.teacher is not None:
+            self.add_callback(TeacherCallback())
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(StellarProgressCallback())
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last training was ended by Ctrl-C, after saving a checkpoint."""
+        return self._interrupt.interrupted
+
+    def train(self, *args, **kwargs):
+        """As in `Trainer`; Ctrl-C finishes the step and saves a checkpoint."""
+        self._sums, self._num_steps = {}, 0.0
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._interrupt.restore_handler()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; its workers outlive a Ctrl-C, so that the step can be finished."""
+        return _with_uninterrupted_workers(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """As in `Trainer`; its workers outlive a Ctrl-C, too."""
+        return _with_uninterrupted_workers(super().get_eval_dataloader(eval_dataset))
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weights with weight decay: all but norms, biases, positions and tokens."""
+        return [name for name, _ in model.named_parameters() if not _NO_DECAY.search(name)]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The objective; keeps the value of every term for the next log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training:
+            # The Trainer's own weights of the forwards of a step, so that the logged terms add up to the logged loss.
+            share = 1 / self.current_gradient_accumulation_steps
+            for name in (*LOSS_TERMS, *DIAGNOSTICS):
+                self._sums[name] = self._sums.get(name, 0.0) + share * outputs[name].detach()
+            self._num_steps += share
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of every term and diagnostic since the last log to a log of the training loss."""
+        if "loss" in logs and self._sums:
+            means = torch.stack(list(self._sums.values())) / self._num_steps
+            means = self.accelerator.reduce(means, reduction="mean").tolist()
+            logs.update(zip(self._sums, means, strict=True))
+            self._sums, self._num_steps = {}, 0.0
+        super().log(logs, start_time)
+
+
+def _check_not_empty(dataset: Any) -> None:
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError("The data set has no rows: at least one image is needed.")
+
+
+def _check_column(dataset: Any, column: str) -> None:
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, list) and column not in columns:
+        raise ValueError(f"The data set has no column {column!r}, only {columns}: name it with image_column.")
+
+
+def _with_uninterrupted_workers(dataloader: DataLoader) -> DataLoader:
+    """A terminal sends Ctrl-C to the workers as well, which would end without a word before the step is done."""
+    dataloader.worker_init_fn = partial(_init_worker, initialize=dataloader.worker_init_fn)
+    return dataloader
+
+
+def _init_worker(worker_id: int, initialize: Callable[[int], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if initialize is not None:
+        initialize(worker_id)

@@ -1,0 +1,344 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""The pre-training script as a user runs it: the main job, images of one's own, errors, Ctrl-C."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+
+import stellar_hf  # makes the Auto classes know the model
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+TINY_MODEL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_sparse_tokens": 3,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 16,
+    "num_prototypes": 8,
+    "prototype_dim": 8,
+    "projection_hidden_size": 16,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.25, 0.25, 0.25],
+}
+TINY_RUN = ["--num_global_views=1", "--num_local_views=0", "--per_device_train_batch_size=4", "--use_cpu"]
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    """The script as a module, for what needs no process of its own."""
+    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain"] = module  # its dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_script(pretrain, monkeypatch):
+    """Runs the script with arguments, in this process."""
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, argv)])
+        pretrain.main()
+
+    return run
+
+
+@pytest.fixture
+def error_of(run_script, capsys):
+    """Runs the script with arguments that it must refuse, and returns what it says."""
+
+    def error(*argv):
+        with pytest.raises(SystemExit) as exit:
+            run_script(*argv)
+        message = exit.value.code
+        assert isinstance(message, str) and message.startswith("error: ") and "\n" not in message
+        assert "Traceback" not in message + capsys.readouterr().err
+        return message
+
+    return error
+
+
+def load_processor(folder):
+    try:
+        return AutoImageProcessor.from_pretrained(folder)
+    except ImportError:  # earlier versions of Transformers have no AutoImageProcessor without torchvision
+        return stellar_hf.StellarImageProcessorPil.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of images of all sizes and modes, some in a subfolder."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    rng = np.random.default_rng(0)
+    modes = {"a.png": "RGB", "b.png": "L", "c.PNG": "RGBA", "d.png": "P", "more/e.jpg": "RGB", "more/f.jpg": "CMYK"}
+    for index, (name, mode) in enumerate(modes.items()):
+        pixels = rng.integers(0, 256, (30 + 7 * index, 60 - 5 * index, 3), dtype=np.uint8)
+        Image.fromarray(pixels).convert(mode).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_images(photos, tmp_path_factory):
+    """Arguments of a tiny run on the folder, without an output folder."""
+    return [f"--train_dir={photos}", f"--model_config={json.dumps(TINY_MODEL)}", *TINY_RUN]
+
+
+# The main job --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def main_job(tmp_path_factory):
+    """A finished short run of the main job, and its output folder."""
+    folder = tmp_path_factory.mktemp("job") / "model"
+    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPT), "--max_steps=2", "--logging_steps=1"]
+    command += ["--num_train_scenes=64", "--num_eval_scenes=32", "--per_device_train_batch_size=16"]
+    process = subprocess.run(
+        [*command, f"--output_dir={folder}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=500
+    )
+    assert process.returncode == 0, process.stderr
+    return process, folder
+
+
+def test_main_job_writes_all_results(main_job):
+    results = json.loads((main_job[1] / "all_results.json").read_text())
+    of_model = ("knn_accuracy", "linear_accuracy", "concept_accuracy", "psnr", "localization_miou")
+    names = [f"{prefix}test_{name}" for prefix in ("", "untrained_") for name in of_model]
+    names += ["raw_pixels_test_knn_accuracy", "raw_pixels_test_linear_accuracy", "train_loss"]
+    assert {name: type(results.get(name)) for name in names} == dict.fromkeys(names, float)
+    assert results["test_psnr"] != results["untrained_test_psnr"]
+
+
+def test_main_job_prints_progress_and_a_table_and_nothing_alarming(main_job):
+    process, folder = main_job
+    lines = process.stdout.splitlines()
+    assert lines[0].endswith("8 sparse tokens, 64 images at 32x32 pixels")
+    title = next(line for line in lines if line.split()[:2] == ["step", "loss"])
+    assert [line.split()[0] for line in lines[lines.index(title) + 1 :][:2]] == ["1", "2"]
+    assert [name for line in lines for name in re.findall(r"^(.{10,}?)  .*\d\.\d", line)][-4:] == [
+        "raw pixels",
+        "before training",
+        "after training",
+        "demo model",
+    ]
+    assert all(len(line) <= 100 for line in lines if str(folder) not in line)
+    assert "{" not in process.stdout
+    assert "2/2" in process.stderr  # the progress bar
+    assert not re.search(r"warning:|warn\(|traceback", process.stderr.lower())
+
+
+def test_main_job_writes_a_figure(main_job):
+    process, folder = main_job
+    assert str(folder / "reconstructions.png") in process.stdout
+    with Image.open(folder / "reconstructions.png") as figure:
+        assert min(figure.size) > 500
+
+
+def test_auto_classes_load_the_folder_as_the_output_says(main_job):
+    process, folder = main_job
+    assert f'AutoModel.from_pretrained("{folder}")' in process.stdout
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    inputs = load_processor(folder)(image, return_tensors="pt")
+    assert AutoModel.from_pretrained(folder)(**inputs).sparse_tokens.shape[:2] == (1, 8)
+    output = AutoModelForPreTraining.from_pretrained(folder)(**inputs, return_loss=False)
+    assert output.reconstruction.shape == (1, 3, 32, 32)
+
+
+# Images of one's own -------------------------------------------------------------------------------------------------
+
+
+def test_own_images_train_a_model_whose_processor_normalizes_as_the_training_did(
+    run_script, own_images, tmp_path, capsys
+):
+    run_script(*own_images, "--max_steps=2", f"--output_dir={tmp_path}")
+    output = capsys.readouterr().out
+    assert "photo mosaics" not in output and f'AutoModel.from_pretrained("{tmp_path}")' in output
+    assert (tmp_path / "reconstructions.png").is_file()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    pixel_values = load_processor(tmp_path)(pixels, return_tensors="pt")["pixel_values"]
+    expected = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(pixel_values[0], expected, rtol=0, atol=1e-5)
+    assert AutoModelForPreTraining.from_pretrained(tmp_path).config.num_sparse_tokens == 3
+
+
+def test_going_on_from_a_model(run_script, own_images, photos, tmp_path):
+    run_script(*own_images, "--max_steps=1", f"--output_dir={tmp_path / 'first'}")
+    second = [f"--model_name_or_path={tmp_path / 'first'}", '--model_config={"mask_ratio": 0.5}', "--learning_rate=0"]
+    run_script(
+        f"--train_dir={photos}", *TINY_RUN, *second, "--max_steps=1", "--seed=7", f"--output_dir={tmp_path / 'second'}"
+    )
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert json.loads((tmp_path / "second" / "config.json").read_text())["mask_ratio"] == 0.5
+
+
+# Recipes -------------------------------------------------------------------------------------------------------------
+
+
+def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(pretrain, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "learning_rate: 2e-3\nmax_steps: 7\nglobal_scale: [0.5, 0.9]\nbf16: false\nload_best_model_at_end: null\n"
+        "model_config: {image_size: 64, num_sparse_tokens: 4}\n"
+    )
+    flags = ["--max_steps=9", '--model_config={"num_sparse_tokens": 5}']
+    model_args, data_args, training_args = pretrain.parse_arguments([str(recipe), *flags])
+    assert (training_args.learning_rate, training_args.max_steps, training_args.weight_decay) == (2e-3, 9, 0.04)
+    assert training_args.global_scale == [0.5, 0.9]
+    assert model_args.model_config == {"image_size": 64, "num_sparse_tokens": 5}
+    assert data_args.is_embedded
+
+    (tmp_path / "recipe.json").write_text(json.dumps({"max_steps": 3, "model_config": {"image_size": 48}}))
+    model_args, _, training_args = pretrain.parse_arguments([str(tmp_path / "recipe.json")])
+    assert (training_args.max_steps, model_args.model_config) == (3, {"image_size": 48})
+
+
+def test_default_recipe_is_for_the_embedded_images_alone(pretrain, photos):
+    model_args, _, training_args = pretrain.parse_arguments([])
+    assert model_args.model_config["image_size"] == 32 and training_args.num_global_views < 8
+    model_args, _, training_args = pretrain.parse_arguments([f"--train-dir={photos}"])
+    assert model_args.model_config == {} and training_args.num_global_views == 8
+    # A model that goes on keeps its own configuration.
+    model_args, _, training_args = pretrain.parse_arguments(["--model_name_or_path=model"])
+    assert model_args.model_config == {} and training_args.num_global_views < 8
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (['--model_config={"num_attention_heads": 5}'], ["num_attention_heads is 5", "divisor of hidden_size = 64"]),
+        (['--model_config={"num_attention_heads": "four"}'], ["num_attention_heads", "int", "'four'"]),
+        (['--model_config={"num_heads": 4}'], ["num_heads"]),
+        (['--model_config={"num_attention_heads": 4'], ["not JSON", '{"num_attention_heads": 4']),
+        (["--model_config=[4]"], ["[4]", "names with values"]),
+        (['--model_config={"reconstruction_target": "codes"}'], ['reconstruction_target="pixels"', "tokenizer"]),
+        (["--model_name_or_path=/no/such/model"], ["/no/such/model"]),
+        (["--train_dir=/no/such/folder"], ["/no/such/folder", "not a folder"]),
+        (["--train_dir=a", "--dataset_name=b"], ["train_dir", "dataset_name"]),
+        (["--no_such_flag=1"], ["--no_such_flag"]),
+        (["--lr_scheduler_type=zigzag"], ["zigzag"]),
+        (["--teacher_momentum=2"], ["teacher_momentum is 2.0"]),
+        (["--num_train_scenes=0"], ["num_scenes is 0"]),
+        (["/no/such/recipe.yaml"], ["/no/such/recipe.yaml", "cannot be read"]),
+    ],
+)
+def test_impossible_arguments(error_of, tmp_path, arguments, said):
+    message = error_of(*arguments, *([] if "recipe" in arguments[0] else [f"--output_dir={tmp_path}"]))
+    assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("max_step: 4", "max_step"),
+        ("model_config: {image_sise: 4}", "image_sise"),
+        ("model_config: 4", "names with values"),
+        ("[1, 2]", "name: value"),
+        ("a: [1", "cannot be read"),
+    ],
+)
+def test_impossible_recipes(error_of, tmp_path, recipe, said):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    assert said in error_of(path)
+
+
+def test_folder_without_images(error_of, tmp_path):
+    (tmp_path / "notes.txt").write_text("not an image")
+    message = error_of(f"--train_dir={tmp_path}", f"--model_config={json.dumps(TINY_MODEL)}")
+    assert "no image" in message and str(tmp_path) in message
+
+
+def test_data_set_without_the_image_column(error_of, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text('{"photo": "a.png"}\n')
+    arguments = [f"--dataset_name={tmp_path / 'data'}", f"--model_config={json.dumps(TINY_MODEL)}"]
+    message = error_of(*arguments, f"--output_dir={tmp_path / 'out'}")
+    assert "no column 'image'" in message and "['photo']" in message
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_corrupt_image_is_named(error_of, tmp_path, num_workers):
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    model = f"--model_config={json.dumps(TINY_MODEL)}"
+    arguments = [f"--train_dir={tmp_path}", model, *TINY_RUN, "--max_steps=1", f"--output_dir={tmp_path / 'out'}"]
+    message = error_of(*arguments, f"--dataloader_num_workers={num_workers}")
+    assert message.startswith(f"error: Image 0 of the batch ({tmp_path / 'broken.png'}) cannot be read")
+
+
+def test_model_config_that_does_not_fit_the_checkpoint(error_of, run_script, own_images, tmp_path):
+    run_script(*own_images, "--max_steps=1", f"--output_dir={tmp_path}")
+    message = error_of(*own_images[:1], f"--model_name_or_path={tmp_path}", '--model_config={"num_sparse_tokens": 5}')
+    assert str(tmp_path) in message and "num_sparse_tokens" in message
+
+
+# Ctrl-C --------------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_before_training(run_script, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    os.mkfifo(recipe)  # whose reader waits
+
+    def interrupt():
+        with recipe.open("w"):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(SystemExit) as exit:
+        run_script(recipe)
+    assert exit.value.code == 130
+    assert capsys.readouterr().err.strip() == "Interrupted."
+
+
+def test_ctrl_c_in_training_leaves_a_checkpoint_that_goes_on(run_script, own_images, tmp_path):
+    command = [sys.executable, str(SCRIPT), *own_images, f"--output_dir={tmp_path}", "--logging_steps=1"]
+    command += ["--max_steps=100000", "--dataloader_num_workers=1", "--save_strategy=no"]
+    with (tmp_path / "stderr.txt").open("w") as errors:  # a pipe that nobody reads would fill up
+        process = subprocess.Popen(
+            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
+        try:
+            while not re.match(r" +3 ", line := process.stdout.readline()):
+                assert line, (tmp_path / "stderr.txt").read_text()
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
+            output, _ = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    errors = (tmp_path / "stderr.txt").read_text()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors and "saving a checkpoint" in errors
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert step >= 3 and f"--resume_from_checkpoint {checkpoint}" in output
+    assert AutoModelForPreTraining.from_pretrained(checkpoint).config.num_sparse_tokens == 3
+
+    run_script(*own_images, f"--output_dir={tmp_path}", f"--max_steps={step + 1}", "--resume_from_checkpoint=true")
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["global_step"] == step + 1
+    assert [log["step"] for log in state["log_history"][:step]] == list(range(1, step + 1))

@@ -1,0 +1,398 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""What a training run computes, logs, saves and refuses."""
+
+import copy
+import math
+import signal
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments
+
+from stellar_hf import StellarForPreTraining, StellarModel, StellarTrainer, StellarTrainingArguments
+from stellar_hf.data import StellarViewCollator, StellarViews
+from stellar_hf.modeling_stellar import LOSS_TERMS
+
+IMAGES = [{"image": image} for image in np.random.default_rng(0).integers(0, 256, (10, 40, 40, 3), dtype=np.uint8)]
+
+
+class Recorder(TrainerCallback):
+    """Calls functions at events: `Recorder(on_step_end=lambda model, **kwargs: ...)`."""
+
+    def __init__(self, **functions):
+        for event, function in functions.items():
+            setattr(self, event, lambda args, state, control, function=function, **kwargs: function(**kwargs))
+
+
+@pytest.fixture
+def make_trainer(tiny_config, tmp_path):
+    """Builds a trainer of a tiny model for 3 steps of 2 images; `config` and arguments can be overridden."""
+
+    def make(config=None, callbacks=None, train_dataset=IMAGES, data_collator=None, eval_dataset=None, **arguments):
+        torch.manual_seed(0)
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 3,
+            "per_device_train_batch_size": 2,
+            "num_global_views": 2,
+            "num_local_views": 1,
+            "local_size": 16,
+            "learning_rate": 1e-2,
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        return StellarTrainer(
+            StellarForPreTraining(tiny_config(**(config or {}))),
+            StellarTrainingArguments(**{**defaults, **arguments}),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=data_collator,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+def record_forwards(model):
+    """Inputs, random state and losses of every forward from now on."""
+    forwards = []
+
+    def before(module, args, inputs):
+        forwards.append({"inputs": inputs, "rng_state": torch.get_rng_state()})
+
+    def after(module, args, output):
+        forwards[-1]["losses"] = {name: output[name].item() for name in (*LOSS_TERMS, "loss")}
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    model.register_forward_hook(after)
+    return forwards
+
+
+def training_logs(trainer):
+    return [log for log in trainer.state.log_history if "loss" in log]
+
+
+# What is logged ------------------------------------------------------------------------------------------------------
+
+
+def test_logged_terms_are_means_over_steps_and_add_up_to_the_logged_loss(make_trainer):
+    # 5 batches of an epoch make steps of 2, 2 and 1 forwards.
+    trainer = make_trainer(gradient_accumulation_steps=2, logging_steps=3)
+    forwards = record_forwards(trainer.model)
+    trainer.train()
+    values = [forward["losses"] for forward in forwards]
+    assert len(values) == 5
+    (log,) = training_logs(trainer)
+    for name in (*LOSS_TERMS, "loss"):
+        steps = [(values[0][name] + values[1][name]) / 2, (values[2][name] + values[3][name]) / 2, values[4][name]]
+        assert log[name] == pytest.approx(sum(steps) / 3, rel=1e-5), name
+    assert sum(log[name] for name in LOSS_TERMS) == pytest.approx(log["loss"], rel=1e-5)
+    diagnostics = ("prototype_entropy", "slot_information", "token_diversity", "localization_sharpness")
+    assert all(0 <= log[name] <= 1 for name in diagnostics)
+
+
+def test_each_log_covers_its_own_steps(make_trainer):
+    trainer = make_trainer()
+    forwards = record_forwards(trainer.model)
+    trainer.train()
+    logged = [log["masked_loss"] for log in training_logs(trainer)]
+    assert logged == pytest.approx([forward["losses"]["masked_loss"] for forward in forwards], rel=1e-5)
+
+
+def test_a_broken_loss_is_logged_as_such(make_trainer):
+    trainer = make_trainer(max_steps=1)
+    nn.init.constant_(trainer.model.decoder.head.bias, float("nan"))
+    trainer.train()
+    (log,) = training_logs(trainer)
+    assert math.isnan(log["loss"]) and math.isnan(log["reconstruction_loss"])
+
+
+def test_progress_is_a_table(make_trainer, capsys):
+    make_trainer(disable_tqdm=False, eval_dataset=IMAGES[:2], eval_strategy="steps", eval_steps=3).train()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    title, *rows, evaluation, summary = lines
+    assert title.split()[:3] == ["step", "loss", "reconstr."]
+    assert [int(row.split()[0]) for row in rows] == [1, 2, 3]
+    assert all(len(row) == len(title) <= 100 and all(map(math.isfinite, map(float, row.split()))) for row in rows)
+    assert "eval_loss" in evaluation
+    assert summary.startswith("3 of 3 steps done")
+    assert not any("{" in line for line in lines)
+
+
+# What a step does ----------------------------------------------------------------------------------------------------
+
+
+def test_accumulation_averages_the_gradients_of_its_forwards(make_trainer):
+    gradients = {}
+
+    def keep_gradients(model, **kwargs):
+        gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+    recorder = Recorder(on_pre_optimizer_step=keep_gradients)
+    trainer = make_trainer(max_steps=1, gradient_accumulation_steps=2, max_grad_norm=0, callbacks=[recorder])
+    reference = copy.deepcopy(trainer.model).train()
+    forwards = record_forwards(trainer.model)
+    trainer.train()
+    for forward in forwards:
+        torch.set_rng_state(forward["rng_state"])  # the masks are drawn in forward
+        (reference(**forward["inputs"]).loss / 2).backward()
+    assert len(forwards) == 2 and gradients
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_teacher_moves_once_per_optimizer_step(make_trainer):
+    students = []
+    recorder = Recorder(on_step_end=lambda model, **_: students.append(copy.deepcopy(model.state_dict())))
+    trainer = make_trainer({"use_teacher": True}, [recorder], gradient_accumulation_steps=2, teacher_momentum=0.9)
+    expected = copy.deepcopy(trainer.model.teacher.state_dict())
+    start = copy.deepcopy(expected)
+    trainer.train()
+    for student in students:
+        expected = {name: 0.9 * weight + 0.1 * student[name] for name, weight in expected.items()}
+    assert len(students) == 3
+    moved = dict(trainer.model.teacher.named_parameters())
+    for name, weight in moved.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert any(not torch.equal(weight, start[name]) for name, weight in moved.items())
+
+
+def test_no_decay_on_norms_biases_positions_and_tokens(make_trainer, tmp_path):
+    # A teacher that was loaded is not trained either.
+    make_trainer({"use_teacher": True}).save_model(str(tmp_path / "model"))
+    trainer = make_trainer({"use_teacher": True})
+    trainer.model = StellarForPreTraining.from_pretrained(tmp_path / "model")
+    model = trainer.model
+    expected = {f"stellar.embeddings.{name}" for name in ("cls_token", "position_embeddings", "sparse_tokens")}
+    expected |= {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+    expected |= {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
+    expected = {name for name in expected if not name.startswith("teacher.")}
+
+    trainer.create_optimizer()
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, not_decayed = (
+        {
+            name_of[id(parameter)]
+            for group in trainer.optimizer.param_groups
+            if (group["weight_decay"] > 0) == decays
+            for parameter in group["params"]
+        }
+        for decays in (True, False)
+    )
+    assert not_decayed == expected
+    assert decayed == {name for name in name_of.values() if not name.startswith("teacher.")} - expected
+    assert {group["weight_decay"] for group in trainer.optimizer.param_groups} == {0.0, 0.04}
+
+
+def test_cosine_schedule_after_a_warm_up_given_as_share(make_trainer):
+    rates = []
+    recorder = Recorder(on_pre_optimizer_step=lambda optimizer, **_: rates.append(optimizer.param_groups[0]["lr"]))
+    make_trainer(max_steps=6, warmup_steps=0.3, callbacks=[recorder]).train()
+    warm_up = [0.0, 0.5]
+    cosine = [(1 + math.cos(math.pi * step / 4)) / 2 for step in range(4)]
+    assert rates == pytest.approx([1e-2 * factor for factor in (*warm_up, *cosine)])
+
+
+def test_gradients_are_clipped_at_three(make_trainer):
+    norms = []
+
+    def keep_norm(model, **kwargs):
+        norms.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item())
+
+    make_trainer({"reconstruction_weight": 1e5}, [Recorder(on_pre_optimizer_step=keep_norm)]).train()
+    assert norms == pytest.approx([3.0] * 3, rel=1e-3)
+
+
+def test_training_learns(make_trainer):
+    trainer = make_trainer({"reconstruction_weight": 50.0}, max_steps=25, per_device_train_batch_size=10)
+    trainer.train()
+    losses = [log["reconstruction_loss"] for log in training_logs(trainer)]
+    assert np.mean(losses[-3:]) < 0.5 * losses[0]
+
+
+# Settings ------------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_papers(tmp_path):
+    args = StellarTrainingArguments(output_dir=str(tmp_path))
+    assert args.learning_rate == 1.5e-4
+    assert args.weight_decay == 0.04
+    assert args.max_grad_norm == 3.0
+    assert args.lr_scheduler_type == "cosine"
+    assert args.teacher_momentum == 0.996
+    assert (args.num_global_views, args.num_local_views, args.local_size) == (8, 8, 96)
+    assert (args.global_scale, args.local_scale) == ([0.36, 1.0], [0.06, 0.36])
+
+
+def test_settings_of_the_views_reach_the_collator(make_trainer):
+    trainer = make_trainer(
+        {"image_size": 24, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]},
+        num_global_views=3,
+        num_local_views=4,
+        local_size=8,
+        global_scale=[0.5, 0.9],
+        local_scale=[0.2, 0.4],
+    )
+    assert trainer.data_collator.views == StellarViews(
+        num_global_views=3,
+        num_local_views=4,
+        global_size=24,
+        local_size=8,
+        global_scale=(0.5, 0.9),
+        local_scale=(0.2, 0.4),
+        image_mean=(0.1, 0.2, 0.3),
+        image_std=(0.4, 0.5, 0.6),
+    )
+
+
+def test_another_image_column(make_trainer):
+    trainer = make_trainer(train_dataset=[{"photo": row["image"]} for row in IMAGES], image_column="photo")
+    assert trainer.train().global_step == 3
+
+
+def test_evaluation_without_labels_gives_the_objective(make_trainer):
+    metrics = make_trainer(eval_dataset=IMAGES[:4]).evaluate()
+    assert math.isfinite(metrics["eval_loss"]) and metrics["eval_loss"] > 0
+
+
+def test_evaluation_leaves_the_logged_terms_alone(make_trainer):
+    trainer = make_trainer(eval_dataset=IMAGES[:4], eval_strategy="steps", eval_steps=1, logging_steps=3)
+    forwards = record_forwards(trainer.model)
+    trainer.train()
+    # Each step's forward comes before those of the evaluation, which sees 4 images at once.
+    trained = [forward["losses"]["loss"] for forward in forwards if len(forward["inputs"]["pixel_values"]) == 2]
+    (log,) = training_logs(trainer)
+    assert sum(log[name] for name in LOSS_TERMS) == pytest.approx(sum(trained) / 3, rel=1e-5)
+
+
+def test_code_models_train_with_a_collator_that_gives_codes(make_trainer):
+    views = StellarViews(num_global_views=1, num_local_views=0, global_size=32)
+
+    def collate(examples):
+        batch = StellarViewCollator(views)(examples)
+        return {**batch, "code_labels": torch.zeros(len(examples), 16, dtype=torch.long)}
+
+    trainer = make_trainer({"reconstruction_target": "codes"}, data_collator=collate, eval_dataset=IMAGES[:2])
+    assert trainer.train().global_step == 3
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+# Saving and going on -------------------------------------------------------------------------------------------------
+
+
+def test_saved_model_is_the_trained_one(make_trainer, tmp_path):
+    trainer = make_trainer({"use_teacher": True})
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    loaded = StellarForPreTraining.from_pretrained(tmp_path / "model")
+    trained = trainer.model.state_dict()
+    assert loaded.state_dict().keys() == trained.keys()
+    assert all(torch.equal(weight, trained[name]) for name, weight in loaded.state_dict().items())
+    encoder = StellarModel.from_pretrained(tmp_path / "model")
+    assert all(torch.equal(weight, trained[f"stellar.{name}"]) for name, weight in encoder.state_dict().items())
+
+
+def same_views_for_the_same_images(examples):
+    views = StellarViews(num_global_views=2, num_local_views=1, global_size=32, local_size=16)
+    images = torch.stack([torch.from_numpy(example["image"]).permute(2, 0, 1) for example in examples])
+    return views(images, generator=torch.Generator().manual_seed(int(images.sum())))
+
+
+def test_resumed_run_ends_as_the_uninterrupted_one(make_trainer, tmp_path):
+    arguments = {"data_collator": same_views_for_the_same_images, "max_steps": 4, "save_strategy": "steps"}
+    whole = make_trainer({"use_teacher": True}, save_steps=2, **arguments)
+    whole.train()
+    resumed = make_trainer({"use_teacher": True}, save_steps=2, **arguments)
+    forwards = record_forwards(resumed.model)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert resumed.state.global_step == 4 and len(forwards) == 2
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+    optimizer = torch.load(tmp_path / "run" / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    assert {int(state["step"]) for state in optimizer["state"].values()} == {4}
+
+
+def test_the_same_seed_gives_the_same_run(make_trainer):
+    def losses(seed):
+        trainer = make_trainer(seed=seed)
+        trainer.train()
+        return [log["loss"] for log in training_logs(trainer)]
+
+    assert losses(1) == losses(1) != losses(2)
+
+
+# Ctrl-C --------------------------------------------------------------------------------------------------------------
+
+
+def test_interrupt_finishes_the_step_and_saves_a_checkpoint(make_trainer, tmp_path, capfd):
+    handler = signal.getsignal(signal.SIGINT)
+    recorder = Recorder(on_step_begin=lambda **_: signal.raise_signal(signal.SIGINT))
+    trainer = make_trainer(callbacks=[recorder])
+    trainer.train()
+    assert trainer.interrupted and trainer.state.global_step == 1
+    assert "saving a checkpoint" in capfd.readouterr().err
+    saved = load_file(tmp_path / "run" / "checkpoint-1" / "model.safetensors")
+    assert all(torch.equal(weight, trainer.model.state_dict()[name]) for name, weight in saved.items())
+    assert signal.getsignal(signal.SIGINT) is handler
+
+    resumed = make_trainer()
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3 and not resumed.interrupted
+
+
+def test_second_interrupt_stops_at_once(make_trainer, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt_twice(**kwargs):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(callbacks=[Recorder(on_step_begin=interrupt_twice)]).train()
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_an_error_in_training_gives_back_ctrl_c(make_trainer):
+    handler = signal.getsignal(signal.SIGINT)
+    broken = [*IMAGES[:1], {"image": np.zeros((4, 4, 7), dtype=np.uint8)}]
+    with pytest.raises(ValueError, match="channels"):
+        make_trainer(train_dataset=broken).train()
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_classes_are_refused(tiny_config, make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="StellarForPreTraining, not a StellarModel"):
+        StellarTrainer(StellarModel(tiny_config()), make_trainer().args)
+    with pytest.raises(ValueError, match="StellarTrainingArguments, not TrainingArguments"):
+        StellarTrainer(StellarForPreTraining(tiny_config()), TrainingArguments(output_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "message"),
+    [
+        ({}, {"train_dataset": datasets.Dataset.from_dict({"photo": [1]})}, r"no column 'image', only \['photo'\]"),
+        ({}, {"train_dataset": []}, "no rows"),
+        ({}, {"eval_dataset": []}, "no rows"),
+        ({}, {"remove_unused_columns": True}, "remove_unused_columns must be False"),
+        ({}, {"teacher_momentum": 1.5}, r"teacher_momentum is 1\.5"),
+        ({}, {"global_scale": [0.5]}, r"global_scale is \[0\.5\]"),
+        ({}, {"local_scale": [0.5, 0.1]}, r"local_scale is \(0\.5, 0\.1\)"),
+        ({}, {"num_global_views": 0}, "num_global_views is 0"),
+        ({"reconstruction_target": "codes"}, {}, "data_collator"),
+    ],
+)
+def test_impossible_settings_are_refused_before_training(make_trainer, config, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(config, **settings)
