@@ -19,7 +19,7 @@ VARIANTS = {
     "codes": {"reconstruction_target": "codes"},
     "teacher": {"use_teacher": True},
     "dot products": {"localization_temperature": None},
-    "extensions": {"standardize_projections": True, "sinkhorn_per_slot": True, "num_projection_layers": 3},
+    "extensions": {"standardize_projections": True, "num_projection_layers": 3},
 }
 every_variant = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 
@@ -514,3 +514,19 @@ def test_wrong_inputs_are_named(build, fields, changes, message):
     changed = {name: shape and torch.zeros(shape) for name, shape in changes.items()}
     with pytest.raises(ValueError, match=re.escape(message)):
         model(**{**batch(model.config), **changed})
+
+
+def test_localization_noise_sways_training_alone(build):
+    pixel_values = images(2, 3, 32, 32)
+    quiet, noisy = build(StellarModel), build(StellarModel, localization_noise=3.0)
+    noisy.load_state_dict(quiet.state_dict())
+    expected = quiet(pixel_values).localization
+    torch.testing.assert_close(noisy(pixel_values).localization, expected)
+
+    noisy.train()
+    draws = torch.stack([noisy(pixel_values).localization for _ in range(50)])
+    torch.testing.assert_close(draws.sum(-1), torch.ones_like(draws[..., 0]))
+    assert draws.std(0).min() > 0
+    # Gumbel noise keeps the tokens' order of preference: the likeliest token wins most draws.
+    wins = F.one_hot(draws.argmax(-1), draws.shape[-1]).sum(0).argmax(-1)
+    assert (wins == expected.argmax(-1)).float().mean() > 0.5

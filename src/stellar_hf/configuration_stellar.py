@@ -36,6 +36,9 @@ class StellarConfig(PreTrainedConfig):
         num_sparse_tokens (`int`, defaults to 16): Number r of sparse tokens.
         localization_temperature (`float` or `None`, defaults to 0.06): Temperature tau of the localization softmax
             over cosine similarities; `None` takes dot products over sqrt(d) instead.
+        localization_noise (`float`, defaults to 0.0): Scale of Gumbel noise on the localization scores in training.
+            Not in the paper: it makes fine mixtures of tokens useless to the decoder, which keeps L sharp in small
+            models that start from random weights.
         decoder_hidden_size (`int`, defaults to 512): Width of the decoder; even and a multiple of its heads.
         decoder_num_hidden_layers (`int`, defaults to 6): Number of decoder layers.
         decoder_num_attention_heads (`int`, defaults to 8): Attention heads of a decoder layer.
@@ -55,9 +58,6 @@ class StellarConfig(PreTrainedConfig):
         sinkhorn_iterations (`int`, defaults to 3): Sinkhorn-Knopp iterations.
         sinkhorn_scale (`float`, defaults to 1.0): Power of the column normalization, in (0, 1]; 1 asks for equally
             used prototypes.
-        sinkhorn_per_slot (`bool`, defaults to `False`): Whether targets are computed for each token slot by itself, so
-            that no assignment can be explained by the slot, instead of over all tokens. Not in the paper: it keeps
-            small models that start from random weights from clustering slots instead of concepts.
         matching_epsilon (`float`, defaults to 0.1): Entropic regularization of the token matching.
         matching_iterations (`int`, defaults to 5): Iterations of the token matching.
         mask_ratio (`float`, defaults to 0.8): Share of patches dropped from a masked view, in [0, 1).
@@ -104,6 +104,7 @@ class StellarConfig(PreTrainedConfig):
     qkv_bias: bool = True
     num_sparse_tokens: int = 16
     localization_temperature: float | int | None = 0.06
+    localization_noise: float | int = 0.0
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 6
     decoder_num_attention_heads: int = 8
@@ -119,7 +120,6 @@ class StellarConfig(PreTrainedConfig):
     prediction_temperature: float | int = 0.12
     sinkhorn_iterations: int = 3
     sinkhorn_scale: float | int = 1.0
-    sinkhorn_per_slot: bool = False
     matching_epsilon: float | int = 0.1
     matching_iterations: int = 5
     mask_ratio: float | int = 0.8
@@ -152,7 +152,7 @@ class StellarConfig(PreTrainedConfig):
         positive_numbers = "layer_norm_eps target_temperature prediction_temperature matching_epsilon"
         for name in positive_numbers.split():
             self._check(name, 0 < getattr(self, name) < math.inf, "a positive number")
-        weights = "initializer_range koleo_weight clustering_weight masked_weight local_weight"
+        weights = "initializer_range localization_noise koleo_weight clustering_weight masked_weight local_weight"
         for name in weights.split():
             self._check(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio"):

@@ -300,6 +300,7 @@ class StellarLocalization(nn.Module):
     def __init__(self, config: StellarConfig):
         super().__init__()
         self.temperature = config.localization_temperature
+        self.noise = config.localization_noise
         self.dense_projection = nn.Linear(config.hidden_size, config.hidden_size)
         self.sparse_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
@@ -311,6 +312,8 @@ class StellarLocalization(nn.Module):
         else:
             dense, sparse = F.normalize(dense, dim=-1, eps=1e-7), F.normalize(sparse, dim=-1, eps=1e-7)
             scores = dense @ sparse.transpose(1, 2) / self.temperature
+        if self.training and self.noise > 0:
+            scores = scores - self.noise * torch.empty_like(scores).exponential_().log()
         return scores.softmax(dim=-1, dtype=torch.float32).to(dense_features.dtype)
 
 
@@ -322,6 +325,7 @@ class StellarFourierPositions(nn.Module):
 
     def __init__(self, config: StellarConfig):
         super().__init__()
+        self.gaussian_matrix: torch.Tensor
         self.register_buffer("gaussian_matrix", torch.zeros(2, config.decoder_hidden_size // 2))
 
     def forward(self, grid_size: tuple[int, int]) -> torch.Tensor:
@@ -412,7 +416,7 @@ class StellarPreTrainedModel(PreTrainedModel):
     config: StellarConfig
     base_model_prefix = "stellar"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
     _no_split_modules = ["StellarEmbeddings", "StellarLayer"]
@@ -582,9 +586,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
         """Fresh values for weights that were not loaded; a teacher that was not loaded copies the model."""
         # Not in `_init_weights`: custom classes are skipped there when they own no weight directly.
         super().initialize_weights()
-        if self.teacher is not None:
-            for teacher_weight, weight in self.teacher_and_student_weights():
-                init.copy_(teacher_weight, weight)
+        for teacher_weight, weight in self.teacher_and_student_weights():
+            init.copy_(teacher_weight, weight)
 
     def train(self, mode: bool = True) -> "StellarForPreTraining":
         """Sets training mode; the teacher stays in evaluation mode, and without the gradient that loading gives it."""
@@ -594,7 +597,9 @@ class StellarForPreTraining(StellarPreTrainedModel):
         return self
 
     def teacher_and_student_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Pairs of each teacher weight and the student weight that it follows."""
+        """Pairs of each teacher weight and the student weight that it follows; none without a teacher."""
+        if self.teacher is None:
+            return []
         student = dict(self.named_parameters())
         return [(weight, student[name]) for name, weight in self.teacher.named_parameters()]
 
@@ -732,7 +737,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
             clean_expected = targets.expected
         else:
             # Without views, as in a mere evaluation, the teacher looks at the clean one.
-            targets = self._teacher_targets(pixel_values if global_pixel_values is None else global_pixel_values[:, 1])
+            view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
+            targets = self._targets(self.teacher, *self._teacher_outputs(self.teacher, view))
             clean_expected = self._matched_expected(tokens, targets)
 
         koleo = koleo_loss(tokens)
@@ -772,10 +778,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         with torch.no_grad():
             logits = source.clustering_head.logits(projections)  # (B, r, K)
             cls_logits = source.cls_clustering_head.logits(cls_projections)  # (B, K)
-            if config.sinkhorn_per_slot:
-                assignments = self._sinkhorn(logits.transpose(0, 1)).transpose(0, 1)
-            else:
-                assignments = self._sinkhorn(logits.flatten(0, 1)).view_as(logits)
+            assignments = self._sinkhorn(logits.flatten(0, 1)).view_as(logits)
             cls_assignments = self._sinkhorn(cls_logits)
             usage, slot_information = prototype_usage((logits / config.prediction_temperature).softmax(dim=-1))
         return _Targets(
@@ -787,12 +790,12 @@ class StellarForPreTraining(StellarPreTrainedModel):
         )
 
     @torch.no_grad()
-    def _teacher_outputs(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        cls, _, tokens = self.stellar.split(self.teacher.stellar.encode(pixel_values))
-        return tokens, self.teacher.clustering_head(tokens), self.teacher.cls_clustering_head(cls)
-
-    def _teacher_targets(self, pixel_values: torch.Tensor) -> _Targets:
-        return self._targets(self.teacher, *self._teacher_outputs(pixel_values))
+    def _teacher_outputs(
+        self, teacher: StellarTeacher, pixel_values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The teacher's sparse tokens (B, r, d), and the projections of its tokens and CLS."""
+        cls, _, tokens = self.stellar.split(teacher.stellar.encode(pixel_values))
+        return tokens, teacher.clustering_head(tokens), teacher.cls_clustering_head(cls)
 
     def _sinkhorn(self, logits: torch.Tensor) -> torch.Tensor:
         config = self.config

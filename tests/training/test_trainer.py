@@ -240,6 +240,9 @@ def test_settings_of_the_views_reach_the_collator(make_trainer):
         local_size=8,
         global_scale=[0.5, 0.9],
         local_scale=[0.2, 0.4],
+        jitter_probability=0.7,
+        grayscale_probability=0.1,
+        blur_probability=0.3,
     )
     assert trainer.data_collator.views == StellarViews(
         num_global_views=3,
@@ -248,6 +251,9 @@ def test_settings_of_the_views_reach_the_collator(make_trainer):
         local_size=8,
         global_scale=(0.5, 0.9),
         local_scale=(0.2, 0.4),
+        jitter_probability=0.7,
+        grayscale_probability=0.1,
+        blur_probability=0.3,
         image_mean=(0.1, 0.2, 0.3),
         image_std=(0.4, 0.5, 0.6),
     )

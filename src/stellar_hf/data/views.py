@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .resampling import crop_and_resize
@@ -359,6 +359,8 @@ def _array_to_image(array: np.ndarray, name: str) -> Image.Image:
 def _decode(read: Callable[[], Image.Image], name: str) -> Image.Image:
     try:
         return read()
+    except UnidentifiedImageError as error:  # its own message shows a Python object in place of the file
+        raise ValueError(f"{name} cannot be read: its format is unknown. Replace the file, or leave it out.") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be read: {error}. Replace the file, or leave it out.") from error
 

@@ -89,7 +89,7 @@ def extract_features(
         num_batches = -(-len(dataset) // batch_size)
         for pixels in tqdm(batches, total=num_batches, desc=description, leave=False, disable=not show_progress):
             pixel_values = ((pixels - mean) / std).to(device=model.device, dtype=model.dtype)
-            output = model(pixel_values, return_loss=False) if with_psnr else model.stellar(pixel_values)
+            output = model(pixel_values, return_loss=False) if with_psnr else model.base_model(pixel_values)
             sparse_tokens.append(output.sparse_tokens.float().cpu())
             localization.append(output.localization.float().cpu())
             if with_psnr:

@@ -50,6 +50,9 @@ class StellarTrainingArguments(TrainingArguments):
     local_scale: list[float] = field(
         default_factory=lambda: [0.06, 0.36], metadata={"help": "Smallest and largest share of a local crop's area."}
     )
+    jitter_probability: float = field(default=0.8, metadata={"help": "Share of views whose colours are jittered."})
+    grayscale_probability: float = field(default=0.2, metadata={"help": "Share of views that become gray."})
+    blur_probability: float = field(default=0.5, metadata={"help": "Share of views that are blurred."})
     teacher_momentum: float = field(
         default=0.996, metadata={"help": "Momentum of the EMA teacher, of models with use_teacher (paper: 0.996)."}
     )
@@ -84,6 +87,9 @@ class StellarTrainingArguments(TrainingArguments):
             local_size=self.local_size,
             global_scale=tuple(self.global_scale),  # type: ignore[arg-type]
             local_scale=tuple(self.local_scale),  # type: ignore[arg-type]
+            jitter_probability=self.jitter_probability,
+            grayscale_probability=self.grayscale_probability,
+            blur_probability=self.blur_probability,
             image_mean=tuple(config.image_mean),  # type: ignore[arg-type]
             image_std=tuple(config.image_std),  # type: ignore[arg-type]
         )
