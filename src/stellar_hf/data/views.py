@@ -360,7 +360,7 @@ def _decode(read: Callable[[], Image.Image], name: str) -> Image.Image:
     try:
         return read()
     except UnidentifiedImageError as error:  # its own message shows a Python object in place of the file
-        raise ValueError(f"{name} cannot be read: its format is unknown. Replace the file, or leave it out.") from error
+        raise ValueError(f"{name} cannot be read: unknown format. Replace the file, or leave it out.") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be read: {error}. Replace the file, or leave it out.") from error
 
