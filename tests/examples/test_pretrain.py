@@ -232,7 +232,7 @@ def test_default_recipe_is_for_the_embedded_images_alone(pretrain, photos):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (['--model_config={"num_attention_heads": 5}'], ["num_attention_heads is 5", "divisor of hidden_size = 64"]),
+        (['--model_config={"num_attention_heads": 5}'], ["num_attention_heads is 5", "divisor of hidden_size = 96"]),
         (['--model_config={"num_attention_heads": "four"}'], ["num_attention_heads", "int", "'four'"]),
         (['--model_config={"num_heads": 4}'], ["num_heads"]),
         (['--model_config={"num_attention_heads": 4'], ["not JSON", '{"num_attention_heads": 4']),
