@@ -15,6 +15,7 @@ sentence; --log_level=debug shows where it came from.
 """
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import psutil
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
@@ -155,6 +157,7 @@ def as_flags(values: dict) -> Iterator[str]:
 
 def run(model_args: ModelArguments, data_args: DataArguments, training_args: StellarTrainingArguments) -> None:
     logging.disable_progress_bar()  # of loading and saving models; the training's stays
+    use_all_cores(training_args)
     set_seed(training_args.seed)
     model = build_model(model_args)
     processor = build_processor(model.config)
@@ -165,7 +168,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         print(describe(model, len(images)))
     evaluation = None
     if data_args.is_embedded and is_main_process:
-        evaluation = MosaicEvaluation(data_args.num_eval_scenes, model.config.image_size)
+        evaluation = MosaicEvaluation(
+            data_args.num_eval_scenes, model.config.image_size, show_progress=not training_args.disable_tqdm
+        )
         evaluation.add_untrained(model)
 
     resume = training_args.resume_from_checkpoint
@@ -186,6 +191,13 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         first_images = images_to_tensor(images[:8][training_args.image_column])
         save_figure(model.eval(), processor, first_images, Path(training_args.output_dir, "reconstructions.png"))
         print(how_to_load(training_args.output_dir))
+
+
+def use_all_cores(args: StellarTrainingArguments) -> None:
+    # The launchers leave a process one thread unless they are told otherwise.
+    if args.device.type == "cpu" and torch.get_num_threads() == 1:
+        cores = psutil.cpu_count(logical=False) or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def build_model(args: ModelArguments) -> StellarForPreTraining:
@@ -236,7 +248,7 @@ def load_images(args: DataArguments, image_size: int, image_column: str) -> data
 class MosaicEvaluation:
     """The rows of the final table, measured on the test split of the photo mosaics."""
 
-    def __init__(self, num_scenes: int, image_size: int):
+    def __init__(self, num_scenes: int, image_size: int, show_progress: bool):
         def mosaics(split: str, count: int, num_regions: int) -> datasets.Dataset:
             # Neighbours and probes take other scenes of the training split than the training does.
             return load_photo_mosaics(split, count, image_size, num_regions, seed=1)
@@ -247,24 +259,28 @@ class MosaicEvaluation:
             "scenes_train": mosaics("train", 2 * num_scenes, 2),
             "scenes": mosaics("test", num_scenes, 2),
         }
+        self.show_progress = show_progress
         self.rows = {"raw pixels": raw_pixel_baseline(self.data["crops_train"], self.data["crops_test"])}
 
+    def measure(self, model: StellarForPreTraining) -> dict[str, float]:
+        return evaluate_stellar(model, **self.data, show_progress=self.show_progress)
+
     def add_untrained(self, model: StellarForPreTraining) -> None:
-        self.rows["before training"] = evaluate_stellar(model, **self.data)
+        self.rows["before training"] = self.measure(model)
 
     def add_trained(self, model: StellarForPreTraining) -> dict[str, float]:
         """Measures the trained model and, for comparison, the one that comes with the package.
 
         Returns all figures but the latter's, under the names of `all_results.json`.
         """
-        self.rows["after training"] = evaluate_stellar(model, **self.data)
+        self.rows["after training"] = self.measure(model)
         prefixes = {"raw pixels": "raw_pixels_", "before training": "untrained_", "after training": ""}
         figures = {
             f"{prefix}test_{name}": value for row, prefix in prefixes.items() for name, value in self.rows[row].items()
         }
         demo = StellarForPreTraining.from_pretrained(stellar_hf.DEMO_MODEL).to(model.device)
         if demo.config.image_size == model.config.image_size:
-            self.rows["demo model"] = evaluate_stellar(demo, **self.data)
+            self.rows["demo model"] = self.measure(demo)
         return figures
 
     def table(self) -> str:

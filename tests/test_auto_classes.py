@@ -14,10 +14,16 @@ from stellar_hf import StellarForPreTraining, StellarImageProcessorPil
 LOAD = """
 folder = sys.argv[1]
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers.models.auto.modeling_auto import AutoModelForImageClassification, AutoModelForSemanticSegmentation
 classes = (AutoConfig, AutoModel, AutoModelForPreTraining, AutoImageProcessor)
+heads = (AutoModelForImageClassification, AutoModelForSemanticSegmentation)
+print([type(auto.from_config(AutoConfig.from_pretrained(folder))).__name__ for auto in heads])
 print([type(auto.from_pretrained(folder)).__name__ for auto in classes])
 """
-LOADED = "['StellarConfig', 'StellarModel', 'StellarForPreTraining', 'StellarImageProcessorPil']\n"
+LOADED = (
+    "['StellarForImageClassification', 'StellarForSemanticSegmentation']\n"
+    "['StellarConfig', 'StellarModel', 'StellarForPreTraining', 'StellarImageProcessorPil']\n"
+)
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess:

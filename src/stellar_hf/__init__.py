@@ -16,7 +16,11 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from .configuration_stellar import StellarConfig as StellarConfig
     from .image_processing_pil_stellar import StellarImageProcessorPil as StellarImageProcessorPil
+    from .modeling_stellar import StellarBackbone as StellarBackbone
+    from .modeling_stellar import StellarForImageClassification as StellarForImageClassification
+    from .modeling_stellar import StellarForImageReconstruction as StellarForImageReconstruction
     from .modeling_stellar import StellarForPreTraining as StellarForPreTraining
+    from .modeling_stellar import StellarForSemanticSegmentation as StellarForSemanticSegmentation
     from .modeling_stellar import StellarModel as StellarModel
     from .training import StellarTrainer as StellarTrainer
     from .training import StellarTrainingArguments as StellarTrainingArguments
@@ -27,8 +31,12 @@ DEMO_MODEL = str(Path(__file__).parent / "demo")
 """Folder of a small model, pre-trained on the photo mosaics, that comes with this package; for `from_pretrained`."""
 
 _MODULE_OF_NAME = {
+    "StellarBackbone": ".modeling_stellar",
     "StellarConfig": ".configuration_stellar",
+    "StellarForImageClassification": ".modeling_stellar",
+    "StellarForImageReconstruction": ".modeling_stellar",
     "StellarForPreTraining": ".modeling_stellar",
+    "StellarForSemanticSegmentation": ".modeling_stellar",
     "StellarImageProcessorPil": ".image_processing_pil_stellar",
     "StellarModel": ".modeling_stellar",
     "StellarTrainer": ".training",
@@ -62,12 +70,18 @@ def _register_config(configuration_auto) -> None:
 
 @when_imported(f"{__name__}.modeling_stellar")
 def _register_models(modeling_stellar) -> None:
-    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForPreTraining
+    from transformers.models.auto import modeling_auto
 
     from .configuration_stellar import StellarConfig
 
-    AutoModel.register(StellarConfig, modeling_stellar.StellarModel, exist_ok=True)
-    AutoModelForPreTraining.register(StellarConfig, modeling_stellar.StellarForPreTraining, exist_ok=True)
+    for auto_class, model_class in (
+        (modeling_auto.AutoModel, modeling_stellar.StellarModel),
+        (modeling_auto.AutoModelForPreTraining, modeling_stellar.StellarForPreTraining),
+        (modeling_auto.AutoModelForImageClassification, modeling_stellar.StellarForImageClassification),
+        (modeling_auto.AutoModelForSemanticSegmentation, modeling_stellar.StellarForSemanticSegmentation),
+        (modeling_auto.AutoBackbone, modeling_stellar.StellarBackbone),
+    ):
+        auto_class.register(StellarConfig, model_class, exist_ok=True)
 
 
 @when_imported("transformers.modeling_layers")

@@ -5,14 +5,16 @@
 import math
 
 from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 RECONSTRUCTION_TARGETS = ("codes", "pixels")
 MASK_FOCUSES = ("gaussian", "block", None)
+SEGMENTATION_FEATURES = ("dense", "low_rank")
 
 
 @strict
-class StellarConfig(PreTrainedConfig):
+class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Configuration of a [`StellarModel`] and of every head on top of it. The defaults are the released base model with
     16 sparse tokens (STELLAR, arXiv 2602.01905): a ViT-B/16 encoder, a decoder of 6 layers that predicts codes of a
@@ -72,6 +74,12 @@ class StellarConfig(PreTrainedConfig):
         local_weight (`float`, defaults to 1.0): Weight of the local views' CLS term.
         image_mean (`list[float]`, defaults to ImageNet's): Channel means with which `pixel_values` are normalized.
         image_std (`list[float]`, defaults to ImageNet's): Channel standard deviations, > 0.
+        segmentation_features (`str`, defaults to `"dense"`): What [`StellarForSemanticSegmentation`] classifies:
+            `"dense"` (the patches D) or `"low_rank"` (Z = L S, what the sparse tokens say of each patch).
+        semantic_loss_ignore_index (`int`, defaults to 255): Label of pixels that the segmentation loss leaves out.
+        out_features (`list[str]`, *optional*): Feature maps of [`StellarBackbone`]: `"stem"`, `"stage1"`, ...; the
+            last one by default.
+        out_indices (`list[int]`, *optional*): The same by index, 0 for `"stem"`.
 
     Raises:
         ValueError: On an impossible value; the message names the field, the value and what is allowed.
@@ -132,12 +140,20 @@ class StellarConfig(PreTrainedConfig):
     local_weight: float | int = 1.0
     image_mean: list[float | int] | tuple[float | int, ...] = (0.485, 0.456, 0.406)
     image_std: list[float | int] | tuple[float | int, ...] = (0.229, 0.224, 0.225)
+    segmentation_features: str = "dense"
+    semantic_loss_ignore_index: int = 255
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         self.image_mean = list(self.image_mean)
         self.image_std = list(self.image_std)
         # Not a `validate_*` method: the strict dataclass would wrap the ValueError in an error that is none.
         self._check_values()
+        self.stage_names = ["stem", *(f"stage{index}" for index in range(1, self.num_hidden_layers + 1))]
+        self.set_output_features_output_indices(
+            out_features=kwargs.pop("out_features", None), out_indices=kwargs.pop("out_indices", None)
+        )
         super().__post_init__(**kwargs)
 
     def _check_values(self) -> None:
@@ -173,6 +189,11 @@ class StellarConfig(PreTrainedConfig):
             f"one of {RECONSTRUCTION_TARGETS}",
         )
         self._check("mask_focus", self.mask_focus in MASK_FOCUSES, f"one of {MASK_FOCUSES}")
+        self._check(
+            "segmentation_features",
+            self.segmentation_features in SEGMENTATION_FEATURES,
+            f"one of {SEGMENTATION_FEATURES}",
+        )
         self._check("patch_size", self.patch_size <= self.image_size, f"at most image_size = {self.image_size}")
         self._check(
             "num_attention_heads",

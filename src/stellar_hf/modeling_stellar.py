@@ -16,8 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -26,6 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_stellar import StellarConfig
 from .loss_stellar import (
+    dice_loss,
     expected_prototypes,
     koleo_loss,
     masking_noise,
@@ -117,6 +124,30 @@ class StellarForPreTrainingOutput(ModelOutput):
     slot_information: torch.Tensor | None = None
     token_diversity: torch.Tensor | None = None
     localization_sharpness: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class StellarImageReconstructionOutput(ModelOutput):
+    """
+    Output of [`StellarForImageReconstruction`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`): Mean squared error (pixels) or cross entropy (codes), unweighted.
+        reconstruction (`torch.Tensor`): RGB in [0, 1] up to regression error, `(B, 3, h * patch, w * patch)`; or code
+            logits `(B, N, codebook_size)`.
+        sparse_tokens (`torch.Tensor` of shape `(B, r, d)`): S.
+        localization (`torch.Tensor` of shape `(B, N, r)`): L; rows sum to 1.
+        grid_size (`tuple[int, int]`): Patches (h, w).
+        hidden_states, attentions: As in [`StellarModelOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    sparse_tokens: torch.Tensor | None = None
+    localization: torch.Tensor | None = None
+    grid_size: tuple[int, int] | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -365,8 +396,11 @@ class StellarDecoder(nn.Module):
         else:
             self.head = nn.Linear(width, config.codebook_size)
 
-    def forward(self, low_rank_features: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-        """(B, N, d) features Z of a grid (h, w) to (B, C, h * patch, w * patch) RGB or (B, N, codebook) logits."""
+    def forward(
+        self, sparse_tokens: torch.Tensor, localization: torch.Tensor, grid_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """S (B, r, d) and L (B, N, r) on a grid (h, w) to RGB (B, C, h * patch, w * patch) or logits (B, N, codes)."""
+        low_rank_features = localization @ sparse_tokens
         hidden_states = self.projection(low_rank_features) + self.positions(grid_size)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
@@ -374,6 +408,21 @@ class StellarDecoder(nn.Module):
         if self.target == "pixels":
             hidden_states = hidden_states.transpose(1, 2).unflatten(2, grid_size)
         return self.head(hidden_states)
+
+    def loss(
+        self, reconstruction: torch.Tensor, image: torch.Tensor, code_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Unweighted loss () of a reconstruction: to RGB `image` (B, C, H, W) in [0, 1], or to codes (B, N)."""
+        if self.target == "pixels":
+            height, width = reconstruction.shape[-2:]  # without the rim that patches do not tile
+            return F.mse_loss(reconstruction.float(), image[..., :height, :width])
+        if code_labels is None or code_labels.shape != reconstruction.shape[:2]:
+            found = "missing" if code_labels is None else f"of shape {tuple(code_labels.shape)}"
+            raise ValueError(
+                f"code_labels are {found}, but a model with reconstruction_target='codes' needs the tokenizer's codes "
+                f"of the clean view as {tuple(reconstruction.shape[:2])}."
+            )
+        return F.cross_entropy(reconstruction.float().flatten(0, 1), code_labels.flatten())
 
 
 # Online clustering ---------------------------------------------------------------------------------------------------
@@ -423,6 +472,11 @@ class StellarPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": StellarLayer, "attentions": StellarAttention}
+    # What checkpoints of other heads hold beyond a model.
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(decoder|clustering_head|cls_clustering_head|teacher|norm|classifier)\.",
+        r"^(stellar\.)?localization\.",
+    ]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -435,6 +489,13 @@ class StellarPreTrainedModel(PreTrainedModel):
             init.normal_(module.gaussian_matrix)
         elif isinstance(module, StellarClusteringHead):
             init.normal_(module.prototypes)
+
+    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) normalized pixels to float32 RGB in [0, 1]."""
+        pixel_values = pixel_values.float()
+        mean = pixel_values.new_tensor(self.config.image_mean).view(-1, 1, 1)
+        std = pixel_values.new_tensor(self.config.image_std).view(-1, 1, 1)
+        return pixel_values * std + mean
 
 
 class StellarModel(StellarPreTrainedModel):
@@ -457,9 +518,6 @@ class StellarModel(StellarPreTrainedModel):
     (torch.Size([1, 16, 48]), torch.Size([1, 196, 16]))
     ```
     """
-
-    # What a pre-trained checkpoint holds beyond this model.
-    _keys_to_ignore_on_load_unexpected = [r"^(decoder|clustering_head|cls_clustering_head|teacher)\."]
 
     def __init__(self, config: StellarConfig, add_localization: bool = True):
         super().__init__(config)
@@ -580,6 +638,13 @@ class StellarForPreTraining(StellarPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.stellar.get_input_embeddings()
 
+    @property
+    def _reconstruction_weight(self) -> float:
+        weight = self.config.reconstruction_weight
+        if weight is not None:
+            return weight
+        return 10.0 if self.config.reconstruction_target == "pixels" else 0.05
+
     # Teacher
 
     def initialize_weights(self) -> None:
@@ -656,8 +721,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             ValueError: On views, codes or noise of a wrong shape, or missing codes.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
-        low_rank_features = outputs.localization @ outputs.sparse_tokens
-        reconstruction = self.decoder(low_rank_features, outputs.grid_size)
+        reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
 
         terms: dict[str, torch.Tensor] = {}
         codes_missing = self.config.reconstruction_target == "codes" and code_labels is None
@@ -667,7 +731,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
             terms = self._alignment_terms(
                 pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
             )
-            terms["reconstruction_loss"] = self._reconstruction_loss(reconstruction, pixel_values, code_labels)
+            loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
+            terms["reconstruction_loss"] = self._reconstruction_weight * loss
             terms["loss"] = torch.stack([terms[name] for name in LOSS_TERMS]).sum()
         return StellarForPreTrainingOutput(
             **terms,
@@ -695,30 +760,6 @@ class StellarForPreTraining(StellarPreTrainedModel):
                 "With use_teacher=True the teacher sees the second global view, but global_pixel_values have shape "
                 f"{tuple(global_pixel_values.shape)}: make at least two global views."
             )
-
-    def _reconstruction_loss(
-        self, reconstruction: torch.Tensor, pixel_values: torch.Tensor, code_labels: torch.Tensor | None
-    ) -> torch.Tensor:
-        weight = self.config.reconstruction_weight
-        if self.config.reconstruction_target == "pixels":
-            height, width = reconstruction.shape[-2:]  # without the rim that patches do not tile
-            image = self.denormalize(pixel_values[..., :height, :width])
-            return (10.0 if weight is None else weight) * F.mse_loss(reconstruction.float(), image)
-        if code_labels is None or code_labels.shape != reconstruction.shape[:2]:
-            found = "missing" if code_labels is None else f"of shape {tuple(code_labels.shape)}"
-            raise ValueError(
-                f"code_labels are {found}, but a model with reconstruction_target='codes' needs the tokenizer's codes "
-                f"of the clean view as {tuple(reconstruction.shape[:2])}."
-            )
-        loss = F.cross_entropy(reconstruction.float().flatten(0, 1), code_labels.flatten())
-        return (0.05 if weight is None else weight) * loss
-
-    def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W) normalized pixels to float32 RGB in [0, 1]."""
-        pixel_values = pixel_values.float()
-        mean = pixel_values.new_tensor(self.config.image_mean).view(-1, 1, 1)
-        std = pixel_values.new_tensor(self.config.image_std).view(-1, 1, 1)
-        return pixel_values * std + mean
 
     def _alignment_terms(
         self,
@@ -844,9 +885,331 @@ class StellarForPreTraining(StellarPreTrainedModel):
         return prototype_cross_entropy(projections, expected, head.prototypes, self.config.prediction_temperature)
 
 
+# Heads ---------------------------------------------------------------------------------------------------------------
+
+
+class StellarForImageClassification(StellarPreTrainedModel):
+    """
+    STELLAR with LayerNorm and a linear layer on the mean of the sparse tokens, as in the paper's linear probe.
+
+    The encoder computes no localization here: the loss would not train it. Freeze `model.stellar` for a linear probe.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> import stellar_hf
+    >>> from transformers import AutoModelForImageClassification
+
+    >>> model = AutoModelForImageClassification.from_pretrained(stellar_hf.DEMO_MODEL, num_labels=19)
+    >>> model(torch.randn(1, 3, 32, 32)).logits.shape
+    torch.Size([1, 19])
+    ```
+    """
+
+    def __init__(self, config: StellarConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        self.stellar = StellarModel(config, add_localization=False)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stellar.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): As in [`StellarModel`].
+            labels (`torch.Tensor`, *optional*): int64 classes `(B,)` in [0, num_labels) for cross entropy; floats
+                `(B,)` with `num_labels=1` for regression; floats `(B, num_labels)` for several labels an image.
+                `config.problem_type` decides where this leaves a choice.
+            interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+
+        Returns:
+            `ImageClassifierOutput` with `logits` of shape `(B, num_labels)`, and `loss` if there are labels.
+
+        Raises:
+            ValueError: On classes out of range, or pixels that [`StellarModel`] refuses.
+        """
+        outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        logits = self.classifier(self.norm(outputs.pooler_output))
+        loss = None
+        if labels is not None:
+            if self.num_labels > 1 and labels.dtype == torch.long:
+                _check_classes(labels, self.num_labels)
+            loss = self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class StellarForSemanticSegmentation(StellarPreTrainedModel):
+    """
+    STELLAR with BatchNorm and a 1x1 convolution on its patch features, as in the paper's segmentation probe.
+
+    `config.segmentation_features` chooses the dense features D of the encoder or the low-rank features Z = L S.
+    Freeze `model.stellar` for a probe.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> import stellar_hf
+    >>> from transformers import AutoModelForSemanticSegmentation
+
+    >>> model = AutoModelForSemanticSegmentation.from_pretrained(stellar_hf.DEMO_MODEL, num_labels=19)
+    >>> model(torch.randn(1, 3, 32, 32)).logits.shape[:2]
+    torch.Size([1, 19])
+    ```
+    """
+
+    def __init__(self, config: StellarConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels or 0
+        # Without a gradient of its own, the localization of dense features would be an unused parameter.
+        self.stellar = StellarModel(config, add_localization=config.segmentation_features == "low_rank")
+        self.norm = nn.BatchNorm2d(config.hidden_size)
+        self.classifier = nn.Conv2d(config.hidden_size, self.num_labels, kernel_size=1)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stellar.get_input_embeddings()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SemanticSegmenterOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): As in [`StellarModel`].
+            labels (`torch.Tensor` of shape `(B, H', W')`, *optional*): int64 class of each pixel in [0, num_labels),
+                or `config.semantic_loss_ignore_index`. The logits are upsampled to this size for the loss.
+            interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+
+        Returns:
+            `SemanticSegmenterOutput` with `logits` of shape `(B, num_labels, h, w)` on the grid of patches, and, if
+            there are labels, `loss`: cross entropy plus Dice.
+
+        Raises:
+            ValueError: On labels of another shape or classes out of range, or pixels that [`StellarModel`] refuses.
+        """
+        outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        if self.config.segmentation_features == "low_rank":
+            features = outputs.localization @ outputs.sparse_tokens
+        else:
+            _, features, _ = self.stellar.split(outputs.last_hidden_state)
+        logits = self.classifier(self.norm(features.transpose(1, 2).unflatten(2, outputs.grid_size)))
+        return SemanticSegmenterOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        ignored = self.config.semantic_loss_ignore_index
+        if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, but must be (batch, height, width) with one class for each "
+                f"pixel of the {logits.shape[0]} images."
+            )
+        _check_classes(labels, self.num_labels, ignored)
+        logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, labels, ignore_index=ignored) + dice_loss(logits, labels, ignored)
+
+
+class StellarForImageReconstruction(StellarPreTrainedModel):
+    """
+    STELLAR with its decoder: images to tokens and back, without the training objective's heads.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> import stellar_hf
+    >>> from stellar_hf import StellarForImageReconstruction
+
+    >>> model = StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL)
+    >>> output = model(torch.randn(1, 3, 32, 32))
+    >>> output.reconstruction.shape
+    torch.Size([1, 3, 32, 32])
+    >>> edited = model.decode(output.sparse_tokens, output.localization, output.grid_size)
+    ```
+    """
+
+    def __init__(self, config: StellarConfig):
+        super().__init__(config)
+        self.stellar = StellarModel(config)
+        self.decoder = StellarDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.stellar.get_input_embeddings()
+
+    def decode(
+        self, sparse_tokens: torch.Tensor, localization: torch.Tensor, grid_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """
+        Decodes tokens and where they are; neither needs to come from an image.
+
+        Args:
+            sparse_tokens: S, (B, r, d); any number r of tokens.
+            localization: L, (B, N, r), non-negative, rows sum to 1; patches are row-major over the grid.
+            grid_size: Patches (h, w) with h * w = N.
+
+        Returns:
+            RGB in [0, 1] up to regression error, (B, 3, h * patch, w * patch), or code logits (B, N, codebook_size).
+
+        Raises:
+            ValueError: If the shapes do not fit.
+        """
+        fits = sparse_tokens.ndim == localization.ndim == 3 and sparse_tokens.shape[:2] == (
+            localization.shape[0],
+            localization.shape[2],
+        )
+        if not fits or sparse_tokens.shape[2] != self.config.hidden_size:
+            raise ValueError(
+                f"sparse_tokens have shape {tuple(sparse_tokens.shape)} and localization "
+                f"{tuple(localization.shape)}, but (batch, tokens, {self.config.hidden_size}) and (batch, patches, "
+                "tokens) are expected."
+            )
+        if math.prod(grid_size) != localization.shape[1]:
+            raise ValueError(
+                f"grid_size is {tuple(grid_size)}, but localization has {localization.shape[1]} patches: pass (h, w) "
+                "with as many cells."
+            )
+        return self.decoder(sparse_tokens, localization, grid_size)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        code_labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = True,
+        return_loss: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> StellarImageReconstructionOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): As in [`StellarModel`].
+            code_labels (`torch.Tensor` of shape `(B, N)`, *optional*): int64 codes of the images under the frozen
+                tokenizer, for the loss of a model with `reconstruction_target="codes"`.
+            interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+            return_loss (`bool`, defaults to `True`): Whether to compute the loss; with codes it needs `code_labels`.
+
+        Returns:
+            [`StellarImageReconstructionOutput`]
+
+        Raises:
+            ValueError: On codes of a wrong shape, or pixels that [`StellarModel`] refuses.
+        """
+        outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
+        loss = None
+        if return_loss and (self.config.reconstruction_target == "pixels" or code_labels is not None):
+            loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
+        return StellarImageReconstructionOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            sparse_tokens=outputs.sparse_tokens,
+            localization=outputs.localization,
+            grid_size=outputs.grid_size,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class StellarBackbone(BackboneMixin, StellarModel):
+    """
+    The encoder as a backbone of detection and segmentation frameworks: feature maps of chosen layers.
+
+    `out_features` (or `out_indices`) of the configuration choose among `"stem"`, the embeddings, and `"stage1"` to
+    `"stage{num_hidden_layers}"`; the last one by default. (`AutoBackbone.from_pretrained` of Transformers takes names
+    on the Hub alone; a folder needs this class.)
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> import stellar_hf
+    >>> from stellar_hf import StellarBackbone
+
+    >>> model = StellarBackbone.from_pretrained(stellar_hf.DEMO_MODEL, out_features=["stage1", "stage3"])
+    >>> len(model(torch.randn(1, 3, 32, 32)).feature_maps)
+    2
+    ```
+    """
+
+    def __init__(self, config: StellarConfig):
+        super().__init__(config, add_localization=False)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = True,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BackboneOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): As in [`StellarModel`].
+            interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+
+        Returns:
+            `BackboneOutput` with `feature_maps`: one tensor `(B, d, h, w)` for each of `out_features`, after the final
+            LayerNorm, without CLS and sparse tokens.
+
+        Raises:
+            ValueError: On pixels that [`StellarModel`] refuses.
+        """
+        kwargs.pop("return_dict", None)
+        outputs = StellarModel.forward(self, pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
+        feature_maps = tuple(
+            self.split(self.layernorm(outputs.hidden_states[index]))[1].transpose(1, 2).unflatten(2, outputs.grid_size)
+            for index in self.config.out_indices
+        )
+        return BackboneOutput(
+            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def _check_classes(labels: torch.Tensor, num_labels: int, ignored: int | None = None) -> None:
+    if torch.compiler.is_compiling():
+        return  # a look at the values would break the graph
+    wrong = (labels < 0) | (labels >= num_labels)
+    if ignored is not None:
+        wrong &= labels != ignored
+    if wrong.any():
+        also = "" if ignored is None else f" or {ignored} (ignored)"
+        raise ValueError(
+            f"labels hold the class {labels[wrong][0].item()}, but num_labels is {num_labels}: classes must be in "
+            f"[0, {num_labels}){also}. Map them, or load the model with another num_labels."
+        )
+
+
 __all__ = [
+    "StellarBackbone",
+    "StellarForImageClassification",
+    "StellarForImageReconstruction",
     "StellarForPreTraining",
     "StellarForPreTrainingOutput",
+    "StellarForSemanticSegmentation",
+    "StellarImageReconstructionOutput",
     "StellarModel",
     "StellarModelOutput",
     "StellarPreTrainedModel",
