@@ -27,7 +27,7 @@ import psutil
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser, set_seed
+from transformers import AutoConfig, HfArgumentParser, set_seed
 from transformers.utils import logging
 
 import stellar_hf
@@ -52,7 +52,11 @@ class ModelArguments:
     """Which model to train."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "STELLAR checkpoint to go on from: a folder, or owner/name on the Hub."}
+        default=None,
+        metadata={
+            "help": "Weights to start from, a folder or owner/name on the Hub: STELLAR, or a ViT, ViT-MAE or DINOv2 "
+            "(for the encoder alone)."
+        },
     )
     model_config: dict | str | None = field(
         default=None,
@@ -203,6 +207,9 @@ def use_all_cores(args: StellarTrainingArguments) -> None:
 def build_model(args: ModelArguments) -> StellarForPreTraining:
     if args.model_name_or_path is None:
         model = StellarForPreTraining(StellarConfig(**{"reconstruction_target": "pixels", **args.model_config}))
+    elif AutoConfig.from_pretrained(args.model_name_or_path).model_type != StellarConfig.model_type:
+        fields = {"reconstruction_target": "pixels", **args.model_config}
+        model = StellarForPreTraining.from_vit_pretrained(args.model_name_or_path, **fields)
     else:
         try:
             model = StellarForPreTraining.from_pretrained(args.model_name_or_path, **args.model_config)

@@ -8,8 +8,10 @@ arXiv 2602.01905. Shapes are written with B images, N = h * w patches, r sparse 
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -44,6 +46,8 @@ from .loss_stellar import (
     token_diversity,
     without_autocast,
 )
+
+logger = logging.get_logger(__name__)
 
 # The weighted terms that add up to the loss, by their names in the output of pre-training.
 LOSS_TERMS = (
@@ -496,6 +500,135 @@ class StellarPreTrainedModel(PreTrainedModel):
         mean = pixel_values.new_tensor(self.config.image_mean).view(-1, 1, 1)
         std = pixel_values.new_tensor(self.config.image_std).view(-1, 1, 1)
         return pixel_values * std + mean
+
+    @classmethod
+    def from_vit_pretrained(
+        cls, pretrained_model_name_or_path: str, output_loading_info: bool = False, **config_fields: Any
+    ) -> Any:
+        """
+        A new model whose encoder has the weights of a plain ViT: ViT, ViT-MAE or DINOv2 (STELLAR, initial weights).
+
+        The sparse tokens, the localization and all heads are new, so the model has to be trained before its tokens
+        mean anything. DINOv2's layer scales are multiplied into the projections that they scale. A report of what
+        came from where is logged.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or owner/name on the Hub, of any model that `AutoModel` loads as a
+                ViT.
+            output_loading_info: Whether to return the report, too.
+            **config_fields: Fields of [`StellarConfig`] that the ViT does not decide, such as `num_sparse_tokens`.
+                With another `image_size` than the ViT's, its position embeddings are interpolated bicubically. The
+                images' mean and standard deviation are ImageNet's, unless `image_mean` and `image_std` say otherwise.
+
+        Returns:
+            The model in evaluation mode; with `output_loading_info`, also a dictionary of lists of names:
+            `loaded_keys` and `missing_keys` (new) of this model, `unexpected_keys` (not used) of the ViT.
+
+        Raises:
+            ValueError: If the checkpoint is no plain ViT (gated MLPs, registers, non-square patches, ...).
+
+        Example:
+
+        ```python
+        >>> from stellar_hf import StellarForPreTraining
+
+        >>> model = StellarForPreTraining.from_vit_pretrained("facebook/vit-mae-base", num_sparse_tokens=16)
+        ```
+        """
+        from transformers import AutoModel  # only here: the Auto classes import this module
+
+        vit = AutoModel.from_pretrained(pretrained_model_name_or_path)
+        model = cls(StellarConfig(**{**_config_fields_of_vit(vit.config), **config_fields})).eval()
+        encoder = model.base_model
+        weights = _encoder_weights_of_vit(vit.state_dict())
+        _fit_to_encoder(weights, encoder.state_dict(), f"{pretrained_model_name_or_path} ({vit.config.model_type})")
+        encoder.load_state_dict(weights, strict=False)
+        if getattr(model, "teacher", None) is not None:
+            model.update_teacher(0.0)
+
+        prefix = "" if encoder is model else f"{model.base_model_prefix}."
+        loaded = [prefix + name for name in weights]
+        fresh = [name for name in model.state_dict() if name not in loaded and not name.startswith("teacher.")]
+        unused = [name for name in vit.state_dict() if _UNUSED_OF_VIT.search(name)]
+        logger.warning(
+            f"{cls.__name__} from {pretrained_model_name_or_path} ({vit.config.model_type}): {len(loaded)} tensors of "
+            f"the encoder are the checkpoint's.\n  New, to be trained: {', '.join(fresh)}\n"
+            f"  Not used: {', '.join(unused) or 'none'}"
+        )
+        report = {"loaded_keys": loaded, "missing_keys": fresh, "unexpected_keys": unused}
+        return (model, report) if output_loading_info else model
+
+
+# Names in a ViT's state dict, as DINOv2 and older layouts have them, and ours.
+_VIT_NAMES = (
+    (r"^encoder\.layer\.", "layers."),
+    (r"\.attention\.attention\.(query|key|value)\.", lambda match: f".attention.{match[1][0]}_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+)
+_UNUSED_OF_VIT = re.compile(r"^pooler\.|^embeddings\.mask_token$")
+_NEW_TO_VIT = re.compile(r"^embeddings\.sparse_tokens$|^localization\.")
+
+
+def _encoder_weights_of_vit(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a ViT under the names of our encoder, with layer scales multiplied in."""
+    weights = {}
+    for name, weight in state_dict.items():
+        if not _UNUSED_OF_VIT.search(name):
+            for pattern, replacement in _VIT_NAMES:
+                name = re.sub(pattern, replacement, name)
+            weights[name] = weight
+    for number, scaled in (("1", "attention.o_proj"), ("2", "mlp.fc2")):
+        suffix = f"layer_scale{number}.lambda1"
+        for name in [name for name in weights if name.endswith(suffix)]:
+            scale = weights.pop(name)
+            for part, factor in (("weight", scale[:, None]), ("bias", scale)):
+                target = f"{name.removesuffix(suffix)}{scaled}.{part}"
+                if target in weights:  # gated MLPs have others, and are refused later
+                    weights[target] = factor * weights[target]
+    return weights
+
+
+def _fit_to_encoder(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], source: str) -> None:
+    """Resizes the positions in `weights`; `ValueError` unless all then fit the encoder's `expected` tensors."""
+    positions = "embeddings.position_embeddings"
+    if positions in weights:
+        weights[positions] = _resized_positions(weights[positions], expected[positions].shape[1])
+    old = {name: weight.shape for name, weight in expected.items() if not _NEW_TO_VIT.search(name)}
+    misfits = sorted(name for name in {*weights, *old} if name not in weights or old.get(name) != weights[name].shape)
+    if misfits:
+        raise ValueError(
+            f"{source} is no plain ViT: {', '.join(misfits[:4])} do not fit STELLAR's encoder. Take a ViT, ViT-MAE or "
+            "DINOv2 checkpoint without registers and gated MLPs."
+        )
+
+
+def _config_fields_of_vit(config: Any) -> dict[str, Any]:
+    names = (
+        "hidden_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps num_channels qkv_bias "
+        "initializer_range hidden_dropout_prob attention_probs_dropout_prob image_size patch_size intermediate_size"
+    )
+    fields = {name: getattr(config, name) for name in names.split() if hasattr(config, name)}
+    if "intermediate_size" not in fields and hasattr(config, "mlp_ratio"):
+        fields["intermediate_size"] = int(config.hidden_size * config.mlp_ratio)
+    for name in ("image_size", "patch_size"):
+        value = fields.get(name)
+        if isinstance(value, list | tuple) and len(set(value)) == 1:
+            fields[name] = value[0]
+        elif not isinstance(value, int):
+            raise ValueError(f"The checkpoint's {name} is {value}, but STELLAR takes over square ones only.")
+    return fields
+
+
+def _resized_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
+    """(1, 1 + n * n, d) position embeddings of another square grid, (1, length, d); CLS keeps its own."""
+    if positions.shape[1] == length:
+        return positions
+    sides = [math.isqrt(count - 1) for count in (positions.shape[1], length)]
+    grid = positions[:, 1:].unflatten(1, (sides[0], sides[0])).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 class StellarModel(StellarPreTrainedModel):
