@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -474,7 +474,10 @@ class StellarPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["StellarEmbeddings", "StellarLayer"]
     _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": StellarLayer, "attentions": StellarAttention}
     # What checkpoints of other heads hold beyond a model.
     _keys_to_ignore_on_load_unexpected = [
@@ -1290,8 +1293,7 @@ class StellarBackbone(BackboneMixin, StellarModel):
         super().__init__(config, add_localization=False)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
 
-    @can_return_tuple
-    @filter_output_hidden_states
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -1310,14 +1312,14 @@ class StellarBackbone(BackboneMixin, StellarModel):
         Raises:
             ValueError: On pixels that [`StellarModel`] refuses.
         """
-        kwargs.pop("return_dict", None)
-        outputs = StellarModel.forward(self, pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
-        feature_maps = tuple(
-            self.split(self.layernorm(outputs.hidden_states[index]))[1].transpose(1, 2).unflatten(2, outputs.grid_size)
-            for index in self.config.out_indices
-        )
+        hidden_states = self.embeddings(pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding)
+        stages = [hidden_states]
+        for layer in self.layers:
+            stages.append(layer(stages[-1], **kwargs))
+        grid_size = self.embeddings.grid_size(pixel_values)
+        _, patches, _ = zip(*(self.split(self.layernorm(stages[index])) for index in self.out_indices), strict=True)
         return BackboneOutput(
-            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            feature_maps=tuple(features.transpose(1, 2).unflatten(2, grid_size) for features in patches)
         )
 
 
