@@ -283,7 +283,8 @@ class StellarEmbeddings(nn.Module):
     def patch_positions(self, grid_size: tuple[int, int]) -> torch.Tensor:
         """Position embeddings (1, h * w, d) of a patch grid; bicubically interpolated if it is not the stored one."""
         positions = self.position_embeddings[:, 1:]
-        if grid_size == (self.position_grid, self.position_grid):
+        # First, since an exported program is bound to the outcome of each comparison of sizes.
+        if not torch.compiler.is_exporting() and grid_size == (self.position_grid, self.position_grid):
             return positions
         positions = positions.unflatten(1, (self.position_grid, self.position_grid)).permute(0, 3, 1, 2)
         # In float32: bicubic weights in half precision shift the positions.
