@@ -17,9 +17,11 @@ if TYPE_CHECKING:
         raw_pixel_baseline,
     )
     from .localization import concept_labels, localization_iou
+    from .metrics import Accuracy
     from .reconstruction import psnr
 
 _MODULE_OF = {
+    "Accuracy": "metrics",
     "TokenFeatures": "evaluate",
     "concept_accuracy": "classification",
     "concept_labels": "localization",
@@ -34,6 +36,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Accuracy",
     "TokenFeatures",
     "concept_accuracy",
     "concept_labels",
