@@ -16,6 +16,7 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from .configuration_stellar import StellarConfig as StellarConfig
     from .image_processing_pil_stellar import StellarImageProcessorPil as StellarImageProcessorPil
+    from .image_processing_stellar import StellarImageProcessor as StellarImageProcessor
     from .modeling_stellar import StellarForPreTraining as StellarForPreTraining
     from .modeling_stellar import StellarModel as StellarModel
     from .training import StellarTrainer as StellarTrainer
@@ -29,6 +30,7 @@ DEMO_MODEL = str(Path(__file__).parent / "demo")
 _MODULE_OF_NAME = {
     "StellarConfig": ".configuration_stellar",
     "StellarForPreTraining": ".modeling_stellar",
+    "StellarImageProcessor": ".image_processing_stellar",
     "StellarImageProcessorPil": ".image_processing_pil_stellar",
     "StellarModel": ".modeling_stellar",
     "StellarTrainer": ".training",
@@ -82,9 +84,14 @@ def _import_layers(_) -> None:
 
 @when_imported("transformers.models.auto.image_processing_auto")
 def _register_image_processors(image_processing_auto) -> None:
+    from transformers.utils import is_torchvision_available
+
     from .configuration_stellar import StellarConfig
     from .image_processing_pil_stellar import StellarImageProcessorPil
 
-    image_processing_auto.AutoImageProcessor.register(
-        StellarConfig, image_processor_classes={"pil": StellarImageProcessorPil}, exist_ok=True
-    )
+    processors: dict[str, type] = {"pil": StellarImageProcessorPil}
+    if is_torchvision_available():
+        from .image_processing_stellar import StellarImageProcessor
+
+        processors["torchvision"] = StellarImageProcessor
+    image_processing_auto.AutoImageProcessor.register(StellarConfig, image_processor_classes=processors, exist_ok=True)
