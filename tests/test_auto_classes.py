@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from transformers.utils import is_torchvision_available
 
 import stellar_hf
 from stellar_hf import StellarForPreTraining, StellarImageProcessorPil
@@ -17,7 +18,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 classes = (AutoConfig, AutoModel, AutoModelForPreTraining, AutoImageProcessor)
 print([type(auto.from_pretrained(folder)).__name__ for auto in classes])
 """
-LOADED = "['StellarConfig', 'StellarModel', 'StellarForPreTraining', 'StellarImageProcessorPil']\n"
+PROCESSOR = "StellarImageProcessor" if is_torchvision_available() else "StellarImageProcessorPil"
+LOADED = f"['StellarConfig', 'StellarModel', 'StellarForPreTraining', '{PROCESSOR}']\n"
 
 
 def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
