@@ -382,11 +382,11 @@ def test_image_segmentation_pipeline_takes_the_class_maps_of_a_whole_image_proce
 def test_ignore_index_is_no_class(processor):
     outputs = ModelOutput(logits=torch.zeros(1, 300, 2, 2))
     with pytest.raises(ValueError, match="label 255, a class of the 300"):
-        processor.post_process_semantic_segmentation(outputs, [(8, 8)])
+        processor.post_process_semantic_segmentation(outputs, [(16, 16)])
     with pytest.warns(UserWarning, match="gets label -100"):
-        (classes,) = processor.post_process_semantic_segmentation(outputs, [(8, 8)], ignore_index=-100)
+        (classes,) = processor.post_process_semantic_segmentation(outputs, [(16, 16)], ignore_index=-100)
     assert classes[0, 0] == -100
-    assert classes[4, 4] == 0
+    assert classes[8, 8] == 0
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,10 @@ class StellarImageProcessorMixin:
         if target_sizes is None:
             return list(logits.argmax(dim=1))
         sizes = _checked_target_sizes(target_sizes, batch_size=len(logits))
-        return [
-            self._classes_on_image(image_logits, height, width, ignore_index)
-            for image_logits, (height, width) in zip(logits, sizes, strict=True)
-        ]
+        maps = []
+        for image_logits, (height, width) in zip(logits, sizes, strict=True):
+            maps.append(self._classes_on_image(image_logits, height, width, ignore_index))
+        return maps
 
     def _localization_on_image(self, maps: Tensor, height: int, width: int) -> Tensor:
         sampled, in_crop = self._sampled_on_image(maps, height, width)
@@ -130,7 +130,7 @@ class StellarImageProcessorMixin:
             f"The centre crop cut away a part of the image, which gets label {ignore_index}. A processor with "
             "do_center_crop=False and the model's size as height and width keeps the whole image; the "
             "image-segmentation pipeline needs that.",
-            stacklevel=4,
+            stacklevel=3,
         )
         return classes.masked_fill(~in_crop, ignore_index)
 
