@@ -20,9 +20,10 @@ from .image_processing_pil_stellar import StellarImageProcessorMixin
 class StellarImageProcessor(StellarImageProcessorMixin, TorchvisionBackend):
     """Prepares images for STELLAR as `StellarImageProcessorPil` does, on torch tensors, also on an accelerator.
 
-    Takes the same inputs; from 8-bit images it makes the same `pixel_values`, up to one of the 255 levels of a pixel,
-    but for arrays with partial transparency, which Transformers rounds otherwise (three levels). Images of equal size are processed together, on the device that a call names with `device`. Each backend loads
-    what the other saved.
+    Takes the same inputs. From 8-bit images it makes the same `pixel_values`, up to one of the 255 levels of a pixel,
+    but for arrays with partial transparency, which Transformers rounds otherwise here (up to three levels). Images of
+    equal size are processed together, on the device that a call names with `device`. Each backend loads what the
+    other saved.
 
     Raises:
         ImportError: If torchvision is not installed.
