@@ -1,9 +1,10 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""The image processor: what the model receives, and localization maps over the original image."""
+"""The image processors: what the model receives, and maps over the original image."""
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,15 +15,34 @@ from hypothesis import strategies as st
 from packaging.version import Version
 from PIL import Image
 from torch.nn import functional as F
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, ImageSegmentationPipeline
 from transformers import __version__ as transformers_version
 from transformers.utils import ModelOutput
 
-import stellar_hf  # noqa: F401 - makes AutoImageProcessor know the processor
-from stellar_hf.image_processing_pil_stellar import StellarImageProcessorPil
+from stellar_hf import StellarImageProcessor, StellarImageProcessorPil
+from stellar_hf.data.photo_mosaics import photograph
 
 MEAN = np.array([0.485, 0.456, 0.406])
 STD = np.array([0.229, 0.224, 0.225])
+
+
+def torchvision_works() -> bool:
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError):  # the latter where it was built for another torch
+        return False
+    return True
+
+
+NEEDS_TORCHVISION = pytest.mark.skipif(not torchvision_works(), reason="torchvision is missing or broken")
+BACKENDS = [
+    pytest.param(StellarImageProcessorPil, id="pil"),
+    pytest.param(StellarImageProcessor, id="torchvision", marks=NEEDS_TORCHVISION),
+]
+every_backend = pytest.mark.parametrize("processor_class", BACKENDS)
+converts_arrays = pytest.mark.skipif(
+    Version(transformers_version) < Version("5.21"), reason="Transformers converts such arrays since 5.21"
+)
 
 
 def photo(height: int, width: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -54,9 +74,63 @@ def one_hot_maps(height: int, width: int) -> torch.Tensor:
     return torch.eye(height * width).view(1, height * width, height, width)
 
 
+def levels(pixel_values: np.ndarray) -> np.ndarray:
+    """De-normalized pixels in [0, 1] of (B, 3, H, W)."""
+    return np.asarray(pixel_values) * STD[:, None, None] + MEAN[:, None, None]
+
+
+def assert_backends_agree(images, **settings) -> None:
+    pil = StellarImageProcessorPil(**settings)(images, return_tensors="pt").pixel_values
+    torchvision = StellarImageProcessor(**settings)(images, return_tensors="pt").pixel_values
+    assert torchvision.shape == pil.shape
+    assert torchvision.dtype == pil.dtype == torch.float32
+    np.testing.assert_allclose(levels(torchvision), levels(pil), rtol=0, atol=1 / 255 + 1e-6)
+
+
 @pytest.fixture
 def processor() -> StellarImageProcessorPil:
     return StellarImageProcessorPil()
+
+
+@NEEDS_TORCHVISION
+@pytest.mark.parametrize("name", ["chelsea", "coffee", "motorcycle", "page", "retina", "text"])
+def test_backends_agree_on_photographs(name):
+    assert_backends_agree(photograph(name))
+
+
+@NEEDS_TORCHVISION
+@pytest.mark.parametrize("as_array", [np.asarray, lambda x: torch.from_numpy(np.array(x))], ids=["numpy", "torch"])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_backends_agree_on_arrays(as_array, channels_first):
+    array = np.array(photograph("chelsea"))
+    assert_backends_agree(as_array(np.moveaxis(array, -1, 0).copy() if channels_first else array))
+
+
+@NEEDS_TORCHVISION
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK"])
+def test_backends_agree_on_pil_modes(mode):
+    assert_backends_agree(photograph("chelsea").convert(mode))
+
+
+@NEEDS_TORCHVISION
+@converts_arrays
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_backends_agree_on_arrays_of_one_or_four_channels(mode, channels_first):
+    array = np.atleast_3d(np.array(photograph("chelsea").convert(mode)))
+    assert_backends_agree(np.moveaxis(array, -1, 0).copy() if channels_first else array)
+
+
+@NEEDS_TORCHVISION
+def test_backends_agree_on_a_list_of_unequal_sizes():
+    assert_backends_agree([photograph("chelsea"), np.array(photograph("coffee")), photograph("camera")])
+
+
+@NEEDS_TORCHVISION
+@pytest.mark.parametrize("size", [(3, 8), (5, 4), (9, 3), (12, 15), (8, 8)])
+def test_backends_crop_and_pad_at_the_same_place(size):
+    assert_backends_agree(photo(*size), do_resize=False, crop_size=8)
+    assert_backends_agree(photo(*size), do_resize=False, crop_size=7)
 
 
 @pytest.mark.parametrize("size", [(256, 320), (300, 256), (64, 96), (31, 17), (512, 512)])
@@ -85,9 +159,7 @@ def test_arrays_equal_pil_input(processor, as_array, channels_first):
     np.testing.assert_array_equal(processor(as_array(array)).pixel_values[0], processor(image).pixel_values[0])
 
 
-@pytest.mark.skipif(
-    Version(transformers_version) < Version("5.21"), reason="Transformers converts such arrays since 5.21"
-)
+@converts_arrays
 @pytest.mark.parametrize("shape", [(40, 60, 1), (1, 40, 60), (40, 60, 4), (4, 40, 60)])
 def test_arrays_of_one_or_four_channels_become_rgb(processor, shape):
     array = np.full(shape, 255, dtype=np.uint8)
@@ -110,10 +182,11 @@ def test_image_smaller_than_crop_is_padded():
     torch.testing.assert_close(pixels, expected)
 
 
-@pytest.mark.parametrize("backend", [None, "pil"])
-def test_save_and_load_with_auto_class(tmp_path, caplog, monkeypatch, backend):
+@every_backend
+@pytest.mark.parametrize("backend", [None, "pil", pytest.param("torchvision", marks=NEEDS_TORCHVISION)])
+def test_what_one_backend_saved_loads_in_each_without_a_word(tmp_path, caplog, monkeypatch, processor_class, backend):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # else caplog sees none of its warnings
-    processor = StellarImageProcessorPil(size={"shortest_edge": 36}, crop_size=32, image_mean=[0.5, 0.4, 0.3])
+    processor = processor_class(size={"shortest_edge": 36}, crop_size=32, image_mean=[0.5, 0.4, 0.3])
     processor.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["image_processor_type"] == (
         "StellarImageProcessor"
@@ -121,32 +194,40 @@ def test_save_and_load_with_auto_class(tmp_path, caplog, monkeypatch, backend):
     with caplog.at_level(logging.WARNING):
         loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
     assert not caplog.records
-    assert type(loaded) is StellarImageProcessorPil
+    default = "torchvision" if torchvision_works() else "pil"
+    expected = {"pil": StellarImageProcessorPil, "torchvision": StellarImageProcessor}[backend or default]
+    assert type(loaded) is expected
     assert loaded.to_dict() == processor.to_dict()
-    image = photo(40, 60)
-    np.testing.assert_array_equal(loaded(image).pixel_values[0], processor(image).pixel_values[0])
 
 
-def test_diffusers_pipeline_loads_the_processor(tmp_path):
+@pytest.mark.skipif(torchvision_works(), reason="torchvision works")
+def test_without_torchvision_its_processor_says_so():
+    with pytest.raises(ImportError, match="(?i)torchvision"):
+        StellarImageProcessor()
+
+
+@every_backend
+def test_diffusers_pipeline_loads_the_processor(tmp_path, processor_class):
     class OneComponentPipeline(DiffusionPipeline):
         def __init__(self, image_processor):
             super().__init__()
             self.register_modules(image_processor=image_processor)
 
-    OneComponentPipeline(StellarImageProcessorPil(crop_size=32)).save_pretrained(tmp_path)
+    OneComponentPipeline(processor_class(crop_size=32)).save_pretrained(tmp_path)
     loaded = OneComponentPipeline.from_pretrained(tmp_path).image_processor
-    assert type(loaded) is StellarImageProcessorPil
+    assert type(loaded) is processor_class
     assert loaded.crop_size == {"height": 32, "width": 32}
 
 
+@every_backend
 @pytest.mark.parametrize("size", [(48, 72), (90, 40), (32, 32), (33, 47)])
-def test_one_hot_patch_lands_where_the_processor_took_it_from(size):
+def test_one_hot_patch_lands_where_the_processor_took_it_from(processor_class, size):
     """Paints one patch of the processed image in the original, and finds that patch's map there."""
-    processor = StellarImageProcessorPil(size={"shortest_edge": 36}, crop_size=32, resample=0)
+    processor = processor_class(size={"shortest_edge": 36}, crop_size=32, resample=0)
     height, width = size
     rows, columns = np.mgrid[:height, :width]
     coordinates = np.stack([rows, columns, np.zeros_like(rows)]).astype(np.uint8)
-    seen = processor(coordinates, do_rescale=False, do_normalize=False).pixel_values[0]
+    seen = np.asarray(processor(coordinates, do_rescale=False, do_normalize=False).pixel_values[0])
     maps = processor.post_process_localization(output(one_hot_maps(4, 4)), [size])[0]
     for token, token_map in enumerate(maps):
         row, column = divmod(token, 4)
@@ -238,3 +319,86 @@ def test_size_that_cannot_be_undone_raises():
     processor = StellarImageProcessorPil(size={"max_height": 8, "max_width": 8})
     with pytest.raises(ValueError, match="max_height"):
         processor.post_process_localization(output(torch.rand(1, 2, 2, 2)), [(8, 8)])
+
+
+def class_output(classes: torch.Tensor, num_labels: int) -> ModelOutput:
+    """A model output whose logits are largest at the given classes (B, h, w)."""
+    return ModelOutput(logits=F.one_hot(classes, num_labels).movedim(-1, 1).float())
+
+
+@every_backend
+def test_class_maps_lie_in_the_place_of_the_crop(processor_class):
+    """A picture of two classes is processed, cut into patches and comes back as it was, where the crop saw it."""
+    processor = processor_class(size={"shortest_edge": 32}, crop_size=24)
+    picture = torch.zeros(48, 80, dtype=torch.int64)
+    picture[20:, 36:] = 1
+    white = (picture * 255).to(torch.uint8).expand(3, -1, -1)
+    seen = processor(white, do_normalize=False, return_tensors="pt").pixel_values[0, 0]
+    with pytest.warns(UserWarning, match="gets label 255"):
+        (classes,) = processor.post_process_semantic_segmentation(
+            class_output((seen > 0.5).long()[None], num_labels=2), [(48, 80)]
+        )
+    assert classes.dtype == torch.int64
+    expected = torch.full((48, 80), 255)
+    # The crop keeps rows 4..28 of 32 and columns 14..38 of int(32 * 80 / 48) = 53.
+    expected[6:42, 21:57] = picture[6:42, 21:57]
+    wrong = classes != expected
+    wrong[:, 34:38] = wrong[18:22] = False  # where the classes meet, bicubic mixing decides
+    assert not wrong.any()
+
+
+def test_class_maps_of_whole_images_equal_upsampled_logits():
+    processor = StellarImageProcessorPil(size={"height": 16, "width": 32}, do_center_crop=False)
+    logits = torch.randn(2, 5, 2, 4, generator=torch.Generator().manual_seed(0))
+    maps = processor.post_process_semantic_segmentation(
+        ModelOutput(logits=logits.bfloat16()), torch.tensor([[20, 30], [9, 41]])
+    )
+    for image_logits, classes in zip(logits.bfloat16().float(), maps, strict=True):
+        upsampled = F.interpolate(image_logits[None], size=classes.shape, mode="bilinear", align_corners=False)[0]
+        torch.testing.assert_close(classes, upsampled.argmax(0))
+
+
+def test_class_maps_without_target_sizes_keep_the_resolution_of_the_logits(processor):
+    classes = torch.tensor([[[0, 1, 2], [2, 1, 0]], [[1, 1, 1], [0, 0, 2]]])
+    maps = processor.post_process_semantic_segmentation(class_output(classes, num_labels=3))
+    torch.testing.assert_close(torch.stack(maps), classes)
+
+
+def test_image_segmentation_pipeline_takes_the_class_maps_of_a_whole_image_processor():
+    """The pipeline's last step: one mask for each label of `id2label` that is there."""
+    processor = StellarImageProcessorPil(do_center_crop=False, size={"height": 32, "width": 32})
+    config = SimpleNamespace(id2label={0: "ground", 1: "thing"})
+    pipeline = SimpleNamespace(image_processor=processor, model=SimpleNamespace(config=config))
+    outputs = class_output(torch.tensor([[[0, 0], [0, 1]]]), num_labels=2)
+    outputs["target_size"] = [(40, 60)]
+    segments = ImageSegmentationPipeline.postprocess(pipeline, outputs)
+    assert [segment["label"] for segment in segments] == ["ground", "thing"]
+    thing = np.asarray(segments[1]["mask"])
+    assert thing.shape == (40, 60)
+    assert thing[-1, -1] == 255
+    assert thing[:20].max() == thing[:, :30].max() == 0
+
+
+def test_ignore_index_is_no_class(processor):
+    outputs = ModelOutput(logits=torch.zeros(1, 300, 2, 2))
+    with pytest.raises(ValueError, match="label 255, a class of the 300"):
+        processor.post_process_semantic_segmentation(outputs, [(16, 16)])
+    with pytest.warns(UserWarning, match="gets label -100"):
+        (classes,) = processor.post_process_semantic_segmentation(outputs, [(16, 16)], ignore_index=-100)
+    assert classes[0, 0] == -100
+    assert classes[8, 8] == 0
+
+
+@pytest.mark.parametrize(
+    ("outputs", "target_sizes", "message"),
+    [
+        (ModelOutput(localization=torch.rand(1, 4, 2)), None, "must have shape .batch, num_labels"),
+        (ModelOutput(logits=torch.rand(2, 4)), None, r"got \(2, 4\)"),
+        (ModelOutput(logits=torch.rand(2, 3, 4, 4)), [(8, 8)], "must be 2 pairs"),
+        (ModelOutput(logits=torch.rand(1, 3, 4, 4)), [(0, 8)], "must be 1 pairs"),
+        (ModelOutput(logits=torch.rand(1, 3, 4, 4)), [(8.5, 8)], "must be 1 pairs"),
+    ],
+)
+def test_wrong_segmentation_arguments_raise(processor, outputs, target_sizes, message):
+    with pytest.raises(ValueError, match=message):
+        processor.post_process_semantic_segmentation(outputs, target_sizes)

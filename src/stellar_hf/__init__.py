@@ -16,6 +16,7 @@ from wrapt import when_imported
 if TYPE_CHECKING:
     from .configuration_stellar import StellarConfig as StellarConfig
     from .image_processing_pil_stellar import StellarImageProcessorPil as StellarImageProcessorPil
+    from .image_processing_stellar import StellarImageProcessor as StellarImageProcessor
     from .modeling_stellar import StellarBackbone as StellarBackbone
     from .modeling_stellar import StellarForImageClassification as StellarForImageClassification
     from .modeling_stellar import StellarForImageReconstruction as StellarForImageReconstruction
@@ -37,6 +38,7 @@ _MODULE_OF_NAME = {
     "StellarForImageReconstruction": ".modeling_stellar",
     "StellarForPreTraining": ".modeling_stellar",
     "StellarForSemanticSegmentation": ".modeling_stellar",
+    "StellarImageProcessor": ".image_processing_stellar",
     "StellarImageProcessorPil": ".image_processing_pil_stellar",
     "StellarModel": ".modeling_stellar",
     "StellarTrainer": ".training",
@@ -96,9 +98,14 @@ def _import_layers(_) -> None:
 
 @when_imported("transformers.models.auto.image_processing_auto")
 def _register_image_processors(image_processing_auto) -> None:
+    from transformers.utils import is_torchvision_available
+
     from .configuration_stellar import StellarConfig
     from .image_processing_pil_stellar import StellarImageProcessorPil
 
-    image_processing_auto.AutoImageProcessor.register(
-        StellarConfig, image_processor_classes={"pil": StellarImageProcessorPil}, exist_ok=True
-    )
+    processors: dict[str, type] = {"pil": StellarImageProcessorPil}
+    if is_torchvision_available():
+        from .image_processing_stellar import StellarImageProcessor
+
+        processors["torchvision"] = StellarImageProcessor
+    image_processing_auto.AutoImageProcessor.register(StellarConfig, image_processor_classes=processors, exist_ok=True)

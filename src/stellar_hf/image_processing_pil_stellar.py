@@ -1,10 +1,11 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Image processor of STELLAR on PIL and NumPy, and the way back from patches to the original image's pixels."""
+"""Image processor of STELLAR on PIL and NumPy, and for all backends the way back to the original image's pixels."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,15 +26,8 @@ from transformers.image_utils import (
 from transformers.utils import ModelOutput
 
 
-class StellarImageProcessorPil(PilBackend):
-    """Prepares images for STELLAR: shortest edge to 256 (bicubic, antialiased), centre crop 224, ImageNet statistics.
-
-    Takes PIL images of any mode, NumPy arrays or torch tensors with values in [0, 255], one or a list of any sizes,
-    channels first or last, and returns `pixel_values` of shape (B, 3, 224, 224), float32. Arrays need a channel axis,
-    of 3 channels before Transformers 5.21, of 1, 3 or 4 since; transparency becomes white since then, and was dropped
-    before. EXIF orientation is not applied. Settings are saved under the name `StellarImageProcessor`, which all
-    backends share.
-    """
+class StellarImageProcessorMixin:
+    """What the processors of all backends share: the default settings, and outputs in the original image's frame."""
 
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
@@ -79,8 +73,74 @@ class StellarImageProcessorPil(PilBackend):
             for maps, (height, width) in zip(grids, sizes, strict=True)
         ]
 
+    def post_process_semantic_segmentation(
+        self,
+        outputs: ModelOutput,
+        target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        ignore_index: int = 255,
+    ) -> list[Tensor]:
+        """Turns the logits of semantic segmentation into one map of classes per original image.
+
+        A pixel inside the centre crop takes the largest of the bilinearly mixed logits around it
+        (`align_corners=False`). The model has not seen what the crop cut away: it is `ignore_index`, with a warning.
+        Such a label is in no `id2label`, where the image-segmentation pipeline looks every label up, so that a model
+        for the pipeline needs a processor that keeps the whole image:
+        `StellarImageProcessorPil(do_center_crop=False, size={"height": 224, "width": 224})`, with the size of its
+        training. Resize and crop are undone with the settings of this processor, not with those of a single call.
+
+        Args:
+            outputs: Model output with `logits` of shape (B, num_labels, h, w). They are taken to tile the whole
+                processed image.
+            target_sizes: Height and width in pixels of each original image, B pairs or an integer tensor of shape
+                (B, 2). `None` leaves the maps in the resolution of the logits.
+            ignore_index: Label of the pixels outside of the crop.
+
+        Returns:
+            B int64 tensors of shape (H, W), or (h, w) without `target_sizes`.
+
+        Raises:
+            ValueError: If `outputs` has no logits of four dimensions, `target_sizes` are not B pairs of positive
+                numbers, `size` is neither a shortest edge nor a height and width, or pixels need an `ignore_index`
+                that is one of the model's classes.
+        """
+        logits = _checked_logits(outputs)
+        if target_sizes is None:
+            return list(logits.argmax(dim=1))
+        sizes = _checked_target_sizes(target_sizes, batch_size=len(logits))
+        maps = []
+        for image_logits, (height, width) in zip(logits, sizes, strict=True):
+            maps.append(self._classes_on_image(image_logits, height, width, ignore_index))
+        return maps
+
     def _localization_on_image(self, maps: Tensor, height: int, width: int) -> Tensor:
-        """Samples (r, h, w) maps of the processed image at every pixel of the original one, 0 outside of the crop."""
+        sampled, in_crop = self._sampled_on_image(maps, height, width)
+        return sampled * in_crop
+
+    def _classes_on_image(self, logits: Tensor, height: int, width: int, ignore_index: int) -> Tensor:
+        sampled, in_crop = self._sampled_on_image(logits, height, width)
+        classes = sampled.argmax(dim=0)
+        if in_crop.all():
+            return classes
+        if 0 <= ignore_index < len(logits):
+            raise ValueError(
+                f"Pixels outside of the centre crop would get label {ignore_index}, a class of the {len(logits)} that "
+                "the logits have: pass an ignore_index that is none, such as -100, or use do_center_crop=False."
+            )
+        warnings.warn(
+            f"The centre crop cut away a part of the image, which gets label {ignore_index}. A processor with "
+            "do_center_crop=False and the model's size as height and width keeps the whole image; the "
+            "image-segmentation pipeline needs that.",
+            stacklevel=3,
+        )
+        return classes.masked_fill(~in_crop, ignore_index)
+
+    def _sampled_on_image(self, maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Samples (C, h, w) maps of the processed image at every pixel of the original one.
+
+        Returns:
+            The mixtures, (C, height, width), of which only those inside the crop mean something, and where that is,
+            a bool tensor of shape (height, width).
+        """
         resized_height, resized_width = self._resized_size(height, width)
         crop_height, crop_width = resized_height, resized_width
         if self.do_center_crop:
@@ -89,7 +149,7 @@ class StellarImageProcessorPil(PilBackend):
         x = _pixel_positions_in_crop(width, resized_width, crop_width).to(maps.device)
         positions = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1)
         sampled = F.grid_sample(maps[None], positions[None], padding_mode="border", align_corners=False)[0]
-        return sampled * (positions.abs() <= 1).all(dim=-1)
+        return sampled, (positions.abs() <= 1).all(dim=-1)
 
     def _resized_size(self, height: int, width: int) -> tuple[int, int]:
         if not self.do_resize:
@@ -107,6 +167,17 @@ class StellarImageProcessorPil(PilBackend):
             default_to_square=False,
             input_data_format=ChannelDimension.LAST,
         )
+
+
+class StellarImageProcessorPil(StellarImageProcessorMixin, PilBackend):
+    """Prepares images for STELLAR: shortest edge to 256 (bicubic, antialiased), centre crop 224, ImageNet statistics.
+
+    Takes PIL images of any mode, NumPy arrays or torch tensors with values in [0, 255], one or a list of any sizes,
+    channels first or last, and returns `pixel_values` of shape (B, 3, 224, 224), float32. Arrays need a channel axis,
+    of 3 channels before Transformers 5.21, of 1, 3 or 4 since; transparency becomes white since then, and was dropped
+    before. EXIF orientation is not applied. Settings are saved under the name `StellarImageProcessor`, which all
+    backends share.
+    """
 
 
 def _localization_on_grid(outputs: ModelOutput) -> Tensor:
@@ -129,6 +200,17 @@ def _localization_on_grid(outputs: ModelOutput) -> Tensor:
     return localization.float().transpose(1, 2).unflatten(2, (height, width))
 
 
+def _checked_logits(outputs: ModelOutput) -> Tensor:
+    logits = getattr(outputs, "logits", None)
+    if logits is None or logits.ndim != 4:
+        came = None if logits is None else tuple(logits.shape)
+        raise ValueError(
+            f"outputs.logits must have shape (batch, num_labels, height, width), got {came}: "
+            "pass the output of a model for semantic segmentation."
+        )
+    return logits.float()
+
+
 def _checked_target_sizes(target_sizes: Sequence[tuple[int, int]] | Tensor, batch_size: int) -> list[list[int]]:
     sizes = torch.as_tensor(target_sizes)
     if sizes.shape != (batch_size, 2) or sizes.is_floating_point() or (sizes < 1).any():
@@ -146,4 +228,4 @@ def _pixel_positions_in_crop(original: int, resized: int, crop: int) -> Tensor:
     return ((centres - offset) / crop * 2 - 1).float()
 
 
-__all__ = ["StellarImageProcessorPil"]
+__all__ = ["StellarImageProcessorMixin", "StellarImageProcessorPil"]
