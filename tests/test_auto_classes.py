@@ -14,6 +14,10 @@ from stellar_hf import StellarForPreTraining, StellarImageProcessorPil
 LOAD = """
 folder = sys.argv[1]
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
+try:
+    AutoImageProcessor.from_pretrained
+except ImportError:  # Transformers 5.17 has none without torchvision
+    from stellar_hf import StellarImageProcessorPil as AutoImageProcessor
 classes = (AutoConfig, AutoModel, AutoModelForPreTraining, AutoImageProcessor)
 print([type(auto.from_pretrained(folder)).__name__ for auto in classes])
 """

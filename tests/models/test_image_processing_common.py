@@ -5,6 +5,7 @@
 import unittest
 
 import pytest
+from transformers import AutoImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
@@ -14,6 +15,11 @@ common = pytest.importorskip(
     "transformers_tests.test_image_processing_common",
     reason="Transformers' common tests are not in the cache, and their download failed",
 )
+
+try:
+    HAS_AUTO_CLASS = callable(AutoImageProcessor.from_pretrained)
+except ImportError:
+    HAS_AUTO_CLASS = False
 
 
 class StellarImageProcessingTester:
@@ -64,6 +70,10 @@ class StellarImageProcessingTest(common.ImageProcessingTestMixin, unittest.TestC
 
     def test_there_are_classes_to_test(self):
         self.assertIn("pil", self.image_processing_classes)
+
+    @unittest.skipUnless(HAS_AUTO_CLASS, "This version of Transformers has no AutoImageProcessor without torchvision.")
+    def test_image_processor_save_load_with_autoimageprocessor(self):
+        super().test_image_processor_save_load_with_autoimageprocessor()
 
     @unittest.skipUnless(is_torchvision_available(), "There is no torchvision here; the PIL image processor serves.")
     def test_new_models_require_torchvision_backend(self):
