@@ -16,6 +16,10 @@ LOAD = """
 folder = sys.argv[1]
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining
 from transformers.models.auto.modeling_auto import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+try:
+    AutoImageProcessor.from_pretrained
+except ImportError:  # Transformers 5.17 has none without torchvision
+    from stellar_hf import StellarImageProcessorPil as AutoImageProcessor
 classes = (AutoConfig, AutoModel, AutoModelForPreTraining, AutoImageProcessor)
 heads = (AutoModelForImageClassification, AutoModelForSemanticSegmentation)
 print([type(auto.from_config(AutoConfig.from_pretrained(folder))).__name__ for auto in heads])
