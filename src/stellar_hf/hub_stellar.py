@@ -143,9 +143,10 @@ def _is_ours(content: str) -> bool:
 def _is_placeholder(content: str) -> bool:
     """Whether it is the empty form that Transformers puts into a repository to which a processor is pushed first."""
     before, after = ModelCard.from_template(ModelCardData(), model_description="\0").text.strip().split("\0")
-    text = ModelCard(content).text.strip()
-    description = text.removeprefix(before).removesuffix(after)
-    return len(description) == len(text) - len(before) - len(after) and "automatically generated" in description
+    _, _, rest = content.strip().partition(before)
+    if not rest.endswith(after) or "automatically generated" not in rest.removesuffix(after):
+        return False
+    return ModelCard(content).data.to_dict().keys() <= {"library_name", "tags"}
 
 
 def _card_on_hub(repo_id: str, revision: str | None, token: str | bool | None) -> str | None:
