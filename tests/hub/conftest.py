@@ -13,7 +13,6 @@ import textwrap
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -39,9 +38,18 @@ class StandInHub:
         self.messages: dict[str, list[str]] = {}
         self.uploads_through_lfs: list[str] = []
         self.unknown: list[str] = []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        # Two, because the client takes the headers of a redirect only if it leads away from the Hub.
+        self.servers = [
+            ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})) for _ in range(2)
+        ]
+        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        for server in self.servers:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """The files of a repository: bytes by path."""
@@ -68,7 +76,7 @@ def _oid(path: str, content: bytes) -> str:
 
 
 def _is_lfs(path: str, content: bytes) -> bool:
-    return path.endswith(".safetensors") or b"\0" in content
+    return path.endswith(".safetensors") or b"\0" in content[:512]  # as much as the client shows before it uploads
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -112,6 +120,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Accounts and repositories
 
+    def agent_harnesses(self):
+        self.not_found("EntryNotFound")  # the client asks, and lives without an answer
+
     def whoami(self):
         self.reply(200, {"type": "user", "name": USER, "fullname": USER, "orgs": [], "auth": {"type": "access_token"}})
 
@@ -142,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in self.hub.commits[repo][commit]]
             self.reply(200, {"id": repo, "modelId": repo, "sha": commit, "siblings": siblings, "tags": []})
 
-    def tree(self, repo, revision, folder=""):
+    def tree(self, repo, revision, folder):
         if commit := self.commit_of(repo, revision):
             entries = []
             for path, content in self.hub.commits[repo][commit].items():
@@ -187,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = {"oid": file["oid"], "size": file["size"]}
             if file["oid"] not in self.hub.lfs:
                 answer["actions"] = {
-                    "upload": {"href": f"{self.hub.url}/lfs/{file['oid']}"},
+                    "upload": {"href": f"{self.hub.storage_url}/lfs/{file['oid']}"},
                     "verify": {"href": f"{self.hub.url}/lfs-verify"},
                 }
             objects.append(answer)
@@ -235,8 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
         etag = f'"{_oid(path, content)}"'
         headers |= {"ETag": etag, "Content-Type": "application/octet-stream"}
         if _is_lfs(path, content):
-            # Large files lie elsewhere, without the headers of the Hub.
-            location = f"{self.hub.url}/storage/{hashlib.sha256(content).hexdigest()}"
+            location = f"{self.hub.storage_url}/storage/{hashlib.sha256(content).hexdigest()}"
             headers |= {"Location": location, "X-Linked-Etag": etag, "X-Linked-Size": str(len(content))}
             return self.reply(302, b"", headers)
         self.reply(200, content, headers)
@@ -247,20 +257,20 @@ class _Handler(BaseHTTPRequestHandler):
 
 _REPO, _REVISION = r"(?P<repo>[\w.-]+/[\w.-]+)", r"(?P<revision>[^/]+)"
 _ROUTES: list[tuple[str, str, Callable]] = [
+    ("GET", r"/api/agent-harnesses", _Handler.agent_harnesses),
     ("GET", r"/api/whoami-v2", _Handler.whoami),
     ("POST", r"/api/repos/create", _Handler.create_repo),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
     ("POST", rf"/api/models/{_REPO}/branch/(?P<branch>.+)", _Handler.create_branch),
     ("POST", rf"/api/models/{_REPO}/preupload/{_REVISION}", _Handler.preupload),
     ("POST", rf"/api/models/{_REPO}/commit/{_REVISION}", _Handler.commit),
-    ("GET", rf"/api/models/{_REPO}/tree/{_REVISION}(?P<folder>/.+)?", _Handler.tree),
+    ("GET", rf"/api/models/{_REPO}/tree/{_REVISION}(?P<folder>.*)", _Handler.tree),
     ("GET", rf"/api/models/{_REPO}/revision/{_REVISION}", _Handler.repo_info),
     ("GET", rf"/api/models/{_REPO}", _Handler.repo_info),
     ("POST", rf"/{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/(?P<oid>\w+)", _Handler.lfs_upload),
     ("POST", r"/lfs-verify", _Handler.lfs_verify),
     ("GET", r"/storage/(?P<oid>\w+)", _Handler.storage),
-    ("HEAD", r"/storage/(?P<oid>\w+)", _Handler.storage),
     ("GET", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
     ("HEAD", rf"/{_REPO}/resolve/{_REVISION}/(?P<path>.+)", _Handler.resolve),
 ]
@@ -271,8 +281,7 @@ def hub():
     """The stand-in, empty at first; at the end it must have been asked for nothing that it does not know."""
     hub = StandInHub()
     yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.close()
     assert hub.unknown == []
 
 
@@ -309,6 +318,7 @@ def run_python(tmp_path_factory):
             "HF_HOME": str(home),
             "HF_TOKEN": TOKEN,
             "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
             "TQDM_DISABLE": "1",
             "OMP_NUM_THREADS": "1",
             "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",
@@ -329,17 +339,3 @@ def photograph():
     import numpy as np
 
     return np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="session")
-def repo_folder(tmp_path_factory):
-    """Writes the files of a repository of the stand-in to a folder."""
-
-    def write(hub: StandInHub, repo_id: str) -> Path:
-        folder = tmp_path_factory.mktemp("repo")
-        for path, content in hub.files(repo_id).items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
-        return folder
-
-    return write

@@ -3,9 +3,6 @@
 """What is pushed arrives, byte by byte, and loads from the Hub with and without the package."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -226,20 +223,16 @@ def test_every_state_that_a_training_pushed_has_the_code_it_names(hub, pushed):
 def test_pretrain_script_pushes(hub, run_python, tmp_path, tiny_config):
     config = tiny_config(hidden_size=16, num_hidden_layers=1).to_diff_dict()
     fields = {name: value for name, value in config.items() if name not in ("transformers_version", "model_type")}
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_TOKEN": "hf_token_of_the_tests",
-        "HF_ENDPOINT": hub.url,
-        "HF_HUB_DISABLE_XET": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, SCRIPT, "--output_dir", tmp_path / "out", "--model_config", json.dumps(fields)]
-    command += ["--push_to_hub", "--hub_model_id", "tester/mosaics", "--max_steps=2", "--num_train_scenes=8"]
-    command += ["--num_eval_scenes=8", "--per_device_train_batch_size=4", "--use_cpu", "--disable_tqdm=true"]
-    process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
+    code = """
+    import runpy
+
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+    """
+    arguments = [SCRIPT, "--output_dir", tmp_path / "out", "--model_config", json.dumps(fields)]
+    arguments += ["--push_to_hub", "--hub_model_id", "tester/mosaics", "--max_steps=2", "--num_train_scenes=8"]
+    arguments += ["--num_eval_scenes=8", "--per_device_train_batch_size=4", "--use_cpu", "--disable_tqdm=true"]
+    run_python(code, *arguments, hub=hub)
 
     files = hub.files("tester/mosaics")
     assert {"config.json", "model.safetensors", "modeling_stellar.py", "preprocessor_config.json"} <= files.keys()
