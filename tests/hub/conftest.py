@@ -170,15 +170,17 @@ class _Handler(BaseHTTPRequestHandler):
     # Upload
 
     def validate_yaml(self):
+        errors = []
         try:
-            content = json.loads(self.body)["content"]
-            metadata = yaml.safe_load(content.split("---\n")[1])
-            errors = [] if metadata["license"] else [{"message": '"license" is empty'}]
-            for result in metadata.get("model-index") or []:
-                if not result["name"] or not result["results"]:
-                    errors.append({"message": '"model-index[0].results" is empty'})
-        except (yaml.YAMLError, KeyError, IndexError) as error:
-            errors = [{"message": f"invalid metadata: {error!r}"}]
+            metadata = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1])
+            for model in metadata.get("model-index") or []:
+                for result in model["results"]:
+                    if not (
+                        model["name"] and result["task"]["type"] and result["dataset"]["type"] and result["metrics"]
+                    ):
+                        errors.append({"message": f'"model-index" lacks something: {result}'})
+        except (yaml.YAMLError, KeyError, IndexError, AttributeError) as error:
+            errors.append({"message": f"invalid metadata: {error!r}"})
         self.reply(400 if errors else 200, {"errors": errors, "warnings": []})
 
     def preupload(self, repo, revision):

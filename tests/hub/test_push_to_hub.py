@@ -65,9 +65,8 @@ arguments = StellarTrainingArguments(
     str(folder / "run"),
     push_to_hub=True,
     hub_model_id="tester/trained",
-    hub_always_push=True,
     max_steps=2,
-    save_steps=1,
+    save_steps=2,
     per_device_train_batch_size=2,
     num_global_views=1,
     num_local_views=0,
@@ -213,8 +212,8 @@ def test_model_card_of_a_training(hub, pushed):
 
 
 def test_every_state_that_a_training_pushed_has_the_code_it_names(hub, pushed):
+    assert "Training in progress, step 2" in hub.messages["tester/trained"]
     states = [files for files in hub.commits["tester/trained"].values() if "config.json" in files]
-    assert len(states) >= 3  # two checkpoints and the end
     for files in states:
         for reference in json.loads(files["config.json"])["auto_map"].values():
             assert f"{reference.split('.')[0]}.py" in files
@@ -231,7 +230,7 @@ def test_pretrain_script_pushes(hub, run_python, tmp_path, tiny_config):
     """
     arguments = [SCRIPT, "--output_dir", tmp_path / "out", "--model_config", json.dumps(fields)]
     arguments += ["--push_to_hub", "--hub_model_id", "tester/mosaics", "--max_steps=2", "--num_train_scenes=8"]
-    arguments += ["--num_eval_scenes=8", "--per_device_train_batch_size=4", "--use_cpu", "--disable_tqdm=true"]
+    arguments += ["--num_eval_scenes=16", "--per_device_train_batch_size=4", "--use_cpu", "--disable_tqdm=true"]
     run_python(code, *arguments, hub=hub)
 
     files = hub.files("tester/mosaics")
