@@ -175,9 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
             metadata = yaml.safe_load(json.loads(self.body)["content"].split("---\n")[1])
             for model in metadata.get("model-index") or []:
                 for result in model["results"]:
-                    if not (
-                        model["name"] and result["task"]["type"] and result["dataset"]["type"] and result["metrics"]
-                    ):
+                    known = (model["name"], result["task"]["type"], result["dataset"]["type"], result["metrics"])
+                    if not all(known):
                         errors.append({"message": f'"model-index" lacks something: {result}'})
         except (yaml.YAMLError, KeyError, IndexError, AttributeError) as error:
             errors.append({"message": f"invalid metadata: {error!r}"})
