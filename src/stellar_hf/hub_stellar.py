@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,9 +97,7 @@ def write_model_card(
 
     name = name or (repo_id or Path(folder).absolute().name).split("/")[-1]
     location = repo_id or name
-    base_model = base_model or model.name_or_path
-    if not base_model or base_model == repo_id or Path(base_model).is_dir():
-        base_model = None
+    base_model = base_model or _loaded_from(model, repo_id)
     auto_class = _auto_class(model)
     dataset = dataset or ", ".join(dataset_ids)
     metrics = metrics or {}
@@ -164,6 +163,13 @@ def _auto_class(model: PreTrainedModel) -> str:
     names = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
     auto_class = names.get(type(model).__name__, "AutoModel")
     return "AutoModel" if auto_class == "AutoModelForPreTraining" else auto_class
+
+
+def _loaded_from(model: PreTrainedModel, repo_id: str | None) -> str | None:
+    """The other repository that the model was loaded from, if any; never a local path."""
+    source = model.name_or_path
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not Path(source).exists()
+    return source if on_hub and source != repo_id else None
 
 
 def _usage(model: PreTrainedModel, auto_class: str, location: str) -> str:

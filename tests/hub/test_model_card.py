@@ -47,6 +47,15 @@ def test_card_invents_nothing(model, tmp_path):
     assert "| eval_loss | 2 |" in card.text
 
 
+@pytest.mark.parametrize(("source", "base_model"), [("owner/base", "owner/base"), ("/data/secret", None), ("", None)])
+def test_base_model_is_where_the_model_was_loaded_from_on_the_hub(model, tmp_path, source, base_model):
+    model.name_or_path = source
+    write_model_card(tmp_path, model)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.base_model == base_model
+    assert "secret" not in card.content
+
+
 def test_usage_in_the_card_runs(model, tmp_path, monkeypatch, photograph):
     from stellar_hf import StellarImageProcessorPil
 
