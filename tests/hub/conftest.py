@@ -327,7 +327,7 @@ def run_python(tmp_path_factory):
         }
         prelude = "import sys\n" if with_package else WITHOUT_PACKAGE
         command = [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)]
-        process = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
+        process = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         return process.stdout
 
