@@ -163,6 +163,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     logging.disable_progress_bar()  # of loading and saving models; the training's stays
     use_all_cores(training_args)
     set_seed(training_args.seed)
+    if training_args.push_to_hub:
+        # The code goes along, so that the model loads where stellar_hf is not installed.
+        StellarForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+        StellarImageProcessorPil.register_for_auto_class()
     model = build_model(model_args)
     processor = build_processor(model.config)
     images = load_images(data_args, model.config.image_size, training_args.image_column)
@@ -194,6 +198,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     if is_main_process:
         first_images = images_to_tensor(images[:8][training_args.image_column])
         save_figure(model.eval(), processor, first_images, Path(training_args.output_dir, "reconstructions.png"))
+    card = model_card_arguments(data_args)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
+    if is_main_process:
         print(how_to_load(training_args.output_dir))
 
 
@@ -303,6 +313,14 @@ def save_figure(
     )
     figure.savefig(path, dpi=150)
     print(f"Images, reconstructions and token maps: {path}")
+
+
+def model_card_arguments(args: DataArguments) -> dict[str, str]:
+    if args.is_embedded:
+        return {"dataset": "photo mosaics"}
+    if args.dataset_name is not None and not Path(args.dataset_name).exists():
+        return {"dataset_tags": args.dataset_name}
+    return {}  # a folder of the person who trains says nothing to others
 
 
 def describe(model: StellarForPreTraining, num_images: int) -> str:

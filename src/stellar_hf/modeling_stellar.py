@@ -8,13 +8,16 @@ arXiv 2602.01905. Shapes are written with B images, N = h * w patches, r sparse 
 """
 
 import math
+import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import CommitInfo, HfApi
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -33,6 +36,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_stellar import StellarConfig
+from .hub_stellar import AUTO_MAP, write_model_card
 from .loss_stellar import (
     dice_loss,
     expected_prototypes,
@@ -497,6 +501,49 @@ class StellarPreTrainedModel(PreTrainedModel):
             init.normal_(module.gaussian_matrix)
         elif isinstance(module, StellarClusteringHead):
             init.normal_(module.prototypes)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:  # type: ignore[override]
+        """
+        As in `PreTrainedModel`. A class on which `register_for_auto_class` was called saves its code, too, and every
+        Auto class then loads the folder with `trust_remote_code=True`, on a machine without this package.
+        """
+        if self.is_remote_code():
+            self.config.auto_map = dict(AUTO_MAP)
+        elif hasattr(self.config, "auto_map"):
+            del self.config.auto_map  # of the folder it was loaded from: the code does not come along
+        super().save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str = "Upload model",
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: str | Sequence[str] | None = None,
+    ) -> CommitInfo:
+        """As in `PreTrainedModel`, with a model card of what is known; one that a person wrote stays as it is."""
+        tags = [tags] if isinstance(tags, str) else tags or []
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            tags = [*(self.model_tags or []), *tags]
+            write_model_card(folder, self, repo_id=repo_id, revision=revision, token=token, tags=tags)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+            )
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) normalized pixels to float32 RGB in [0, 1]."""

@@ -78,3 +78,7 @@ class StellarImageProcessingTest(common.ImageProcessingTestMixin, unittest.TestC
     @unittest.skipUnless(is_torchvision_available(), "There is no torchvision here; the PIL image processor serves.")
     def test_new_models_require_torchvision_backend(self):
         super().test_new_models_require_torchvision_backend()
+
+    @unittest.skip("Class maps come without the scores that the common tests of post-processing ask for.")
+    def test_post_process_test_mixin_inheritance(self):
+        pass

@@ -11,7 +11,15 @@ import torch
 from transformers import initialization as init
 from transformers.models.auto import modeling_auto
 
-from stellar_hf import StellarConfig, StellarForPreTraining, StellarModel
+from stellar_hf import (
+    StellarBackbone,
+    StellarConfig,
+    StellarForImageClassification,
+    StellarForImageReconstruction,
+    StellarForPreTraining,
+    StellarForSemanticSegmentation,
+    StellarModel,
+)
 from stellar_hf.modeling_stellar import StellarPatchEmbeddings
 
 MISSING = "Transformers' common tests are not in the cache, and their download failed"
@@ -22,6 +30,9 @@ configuration_common = pytest.importorskip("transformers_tests.test_configuratio
 KINDS = {
     "MODEL_MAPPING_NAMES": "StellarModel",
     "MODEL_FOR_PRETRAINING_MAPPING_NAMES": "StellarForPreTraining",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES": "StellarForImageClassification",
+    "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES": "StellarForSemanticSegmentation",
+    "MODEL_FOR_BACKBONE_MAPPING_NAMES": "StellarBackbone",
 }
 
 
@@ -83,7 +94,14 @@ def without_random_weights(config: StellarConfig) -> StellarConfig:
 
 
 class StellarModelTest(common.ModelTesterMixin, unittest.TestCase):
-    all_model_classes = (StellarModel, StellarForPreTraining)
+    all_model_classes = (
+        StellarModel,
+        StellarForPreTraining,
+        StellarForImageClassification,
+        StellarForSemanticSegmentation,
+        StellarForImageReconstruction,
+        StellarBackbone,
+    )
     test_resize_embeddings = False
 
     def setUp(self):

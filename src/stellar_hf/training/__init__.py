@@ -3,11 +3,12 @@
 """Pre-training with the Trainer of Transformers."""
 
 from .arguments import StellarTrainingArguments
-from .callbacks import GracefulInterruptCallback, StellarProgressCallback, TeacherCallback
+from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
 from .trainer import StellarTrainer
 
 __all__ = [
     "GracefulInterruptCallback",
+    "PushCodeCallback",
     "StellarProgressCallback",
     "StellarTrainer",
     "StellarTrainingArguments",

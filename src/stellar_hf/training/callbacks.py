@@ -1,13 +1,16 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""What happens around a training step: the EMA teacher, the log a person reads, and Ctrl-C."""
+"""What happens around a training step: the EMA teacher, the log a person reads, Ctrl-C, and the way to the Hub."""
 
 import os
+import shutil
 import signal
 import threading
+from pathlib import Path
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
 class TeacherCallback(TrainerCallback):
@@ -60,6 +63,18 @@ class GracefulInterruptCallback(TrainerCallback):
         self.interrupted = True
         # Not through a stream or a logger: the signal may have come in the middle of a write to the same one.
         os.write(2, b"\nInterrupted: saving a checkpoint after this step (Ctrl-C again to stop without).\n")
+
+
+class PushCodeCallback(TrainerCallback):
+    """
+    Adds the code of a checkpoint that carries it to what is pushed to the Hub while training.
+
+    The Trainer copies a checkpoint's weights and config.json alone, and the latter names the code.
+    """
+
+    def on_push_begin(self, args, state, control, **kwargs):
+        for file in Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}").glob("*.py"):
+            shutil.copy(file, args.output_dir)
 
 
 class StellarProgressCallback(ProgressCallback):

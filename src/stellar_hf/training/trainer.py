@@ -2,10 +2,12 @@
 # Licensed under the Apache License, Version 2.0.
 """The Trainer of the joint alignment and reconstruction objective."""
 
+import json
 import re
 import signal
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 
 from ..data import StellarViewCollator
+from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
-from .callbacks import GracefulInterruptCallback, StellarProgressCallback, TeacherCallback
+from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
 
 DIAGNOSTICS = ("prototype_entropy", "slot_information", "token_diversity", "localization_sharpness")
 
@@ -84,6 +87,7 @@ class StellarTrainer(Trainer):
         self._num_steps = 0.0
         self._interrupt = GracefulInterruptCallback()
         self.add_callback(self._interrupt)
+        self.add_callback(PushCodeCallback())
         if model.teacher is not None:
             self.add_callback(TeacherCallback())
         if self.pop_callback(ProgressCallback) is not None:
@@ -133,6 +137,73 @@ class StellarTrainer(Trainer):
             logs.update(zip(self._sums, means, strict=True))
             self._sums, self._num_steps = {}, 0.0
         super().log(logs, start_time)
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = "apache-2.0",
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """
+        Writes README.md into the output folder: the model, its training, and the results that are known, from
+        evaluations and `all_results.json`. One that a person wrote, there or on the Hub, stays as it is.
+
+        Arguments are those of `Trainer`: `dataset` is a name to read, `dataset_tags` are ids on the Hub. `tasks` and
+        `dataset_args` have no place in this card.
+        """
+        if not self.is_world_process_zero():
+            return
+        args: Any = self.args  # StellarTrainingArguments, which the base class does not know
+        write_model_card(
+            args.output_dir,
+            self.accelerator.unwrap_model(self.model),
+            name=model_name,
+            repo_id=self.hub_model_id,
+            revision=self.args.hub_revision,
+            token=self.args.hub_token,
+            license=license or "apache-2.0",
+            language=language,
+            tags=_as_list(tags),
+            base_model=finetuned_from,
+            dataset=", ".join(_as_list(dataset)),
+            dataset_ids=_as_list(dataset_tags),
+            metrics=self._known_metrics(),
+            training={
+                "Steps": self.state.global_step,
+                "Images of a step": self.args.train_batch_size
+                * self.args.gradient_accumulation_steps
+                * self.args.world_size,
+                "Views of an image": f"{args.num_global_views} global, {args.num_local_views} local",
+                "Peak learning rate": self.args.learning_rate,
+                "Weight decay": self.args.weight_decay,
+                "Seed": self.args.seed,
+            },
+        )
+
+    def _known_metrics(self) -> dict[str, float]:
+        """The latest evaluation's and the test's results, without its speed."""
+        results: dict[str, Any] = {}
+        for log in self.state.log_history:
+            results.update(log)
+        file = Path(str(self.args.output_dir), "all_results.json")
+        if file.exists():
+            results.update(json.loads(file.read_text()))
+        speed = ("_runtime", "_per_second")
+        return {
+            name: value
+            for name, value in results.items()
+            if name.startswith(("eval_", "test_")) and not name.endswith(speed) and isinstance(value, int | float)
+        }
+
+
+def _as_list(values: str | list[str] | None) -> list[str]:
+    return [values] if isinstance(values, str) else list(values or [])
 
 
 def _check_not_empty(dataset: Any) -> None:

@@ -1,0 +1,153 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Folders that carry their code load, with equal outputs, where the package is not installed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig
+
+import stellar_hf
+from stellar_hf import StellarConfig, StellarForPreTraining, StellarImageProcessorPil
+from stellar_hf.hub_stellar import AUTO_MAP
+
+# Models with the Auto class that loads them.
+MODELS = {
+    "StellarModel": "AutoModel",
+    "StellarForPreTraining": "AutoModelForPreTraining",
+    "StellarForImageClassification": "AutoModelForImageClassification",
+    "StellarForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+}
+
+SAVE = """
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import stellar_hf
+from stellar_hf import StellarConfig, StellarImageProcessorPil
+
+folder, config, models = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+image = np.load(folder / "image.npy")
+processor = StellarImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+processor.register_for_auto_class()
+processor.save_pretrained(folder)
+inputs = processor(image, return_tensors="pt")
+torch.save(dict(inputs), folder / "inputs.pt")
+for name, auto_class in models.items():
+    model_class = getattr(stellar_hf, name)
+    model_class.register_for_auto_class(auto_class)
+    model_class(StellarConfig(**config)).save_pretrained(folder / name)
+    # From the file, as the other process: where a tensor lies in memory can decide the last bit of a product.
+    model = model_class.from_pretrained(folder / name).eval()
+    processor.save_pretrained(folder / name)
+    with torch.no_grad():
+        torch.save(dict(model(**inputs)), folder / f"{name}.pt")
+"""
+
+LOAD = """
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+folder, models = Path(sys.argv[1]), json.loads(sys.argv[2])
+image = np.load(folder / "image.npy")
+for name, auto_class in models.items():
+    auto_class = getattr(transformers, auto_class)
+    model = auto_class.from_pretrained(folder / name, trust_remote_code=True).eval()
+    assert type(model).__name__ == name, type(model)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder / name, trust_remote_code=True)
+    assert type(processor).__name__ == "StellarImageProcessorPil", type(processor)
+    inputs = processor(image, return_tensors="pt")
+    torch.save(dict(inputs), folder / f"{name}_inputs_again.pt")
+    with torch.no_grad():
+        torch.save(dict(model(**inputs)), folder / f"{name}_again.pt")
+    model.save_pretrained(folder / f"{name} again")  # what was loaded as remote code carries it on
+assert "stellar_hf" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_folder(run_python, tiny_config, photograph, tmp_path_factory):
+    """Saved by one process with the package; loaded, run and saved again by one without it."""
+    folder = tmp_path_factory.mktemp("shared")
+    np.save(folder / "image.npy", photograph)
+    run_python(SAVE, folder, tiny_config().to_json_string(), json.dumps(MODELS))
+    run_python(LOAD, folder, json.dumps(MODELS), with_package=False)
+    return folder
+
+
+def assert_equal(outputs, expected):
+    assert outputs.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(outputs[name], value) if torch.is_tensor(value) else outputs[name] == value, name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_the_package_outputs_are_equal_bit_for_bit(shared_folder, name):
+    assert_equal(
+        torch.load(shared_folder / f"{name}_inputs_again.pt"),
+        torch.load(shared_folder / "inputs.pt"),
+    )
+    # Drawn anew in each forward are the views' masks alone, and there are none.
+    assert_equal(torch.load(shared_folder / f"{name}_again.pt"), torch.load(shared_folder / f"{name}.pt"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_registered_class_carries_the_code_of_every_auto_class(shared_folder, name):
+    for folder in (shared_folder / name, shared_folder / f"{name} again"):
+        auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+        assert auto_map == AUTO_MAP
+        for reference in auto_map.values():
+            module, class_name = reference.split(".")
+            assert f"class {class_name}(" in (folder / f"{module}.py").read_text()
+
+
+def test_without_the_package_every_auto_class_loads_a_pre_training_folder(shared_folder, run_python):
+    code = """
+    import transformers
+
+    for auto_class in sys.argv[2:]:
+        loaded = getattr(transformers, auto_class).from_pretrained(sys.argv[1], trust_remote_code=True)
+        print(auto_class, type(loaded).__name__)
+    """
+    auto_classes = ["AutoConfig", "AutoModel", "AutoModelForPreTraining"]
+    output = run_python(code, shared_folder / "StellarForPreTraining", *auto_classes, with_package=False)
+    assert output.splitlines() == [f"{name} {AUTO_MAP[name].split('.')[1]}" for name in auto_classes]
+
+
+def test_with_the_package_its_own_classes_load_the_folder_without_a_question(shared_folder):
+    model = transformers.AutoModel.from_pretrained(shared_folder / "StellarModel")
+    assert type(model) is stellar_hf.StellarModel
+    processor = transformers.AutoImageProcessor.from_pretrained(shared_folder / "StellarModel")
+    assert type(processor) is StellarImageProcessorPil
+
+
+def test_auto_map_names_what_the_auto_classes_load():
+    """A class that is registered with an Auto class is missing where the package is, unless it is in AUTO_MAP."""
+    assert AUTO_MAP["AutoConfig"].split(".")[1] == AutoConfig.for_model("stellar").__class__.__name__
+    registered = {}
+    for name in dir(transformers.models.auto):
+        mapping = getattr(getattr(transformers.models.auto, name), "_model_mapping", ())
+        if name.startswith("Auto") and StellarConfig in mapping:
+            registered[name] = mapping[StellarConfig].__name__
+    in_map = {name: reference.split(".")[1] for name, reference in AUTO_MAP.items() if name != "AutoConfig"}
+    assert in_map == registered
+
+
+def test_folder_without_code_does_not_promise_it(shared_folder, tmp_path, tiny_config):
+    """Also of a model that came from a folder with code."""
+    StellarForPreTraining(tiny_config()).save_pretrained(tmp_path / "new")
+    loaded = StellarForPreTraining.from_pretrained(shared_folder / "StellarForPreTraining")
+    loaded.save_pretrained(tmp_path / "again")
+    for folder in (tmp_path / "new", tmp_path / "again"):
+        assert list(folder.glob("*.py")) == []
+        assert "auto_map" not in json.loads((folder / "config.json").read_text())
