@@ -244,3 +244,15 @@ def test_classification_pipeline(build, image):
     assert {entry["label"]: pytest.approx(entry["score"], abs=1e-5) for entry in predictions} == {
         f"class {i}": probability.item() for i, probability in enumerate(probabilities)
     }
+
+
+def test_segmentation_pipeline(build, image):
+    """Each pixel of the original image belongs to the mask of one class: that of its logits."""
+    model = build(StellarForSemanticSegmentation, id2label={i: f"class {i}" for i in range(5)})
+    segment = pipeline("image-segmentation", model=model, image_processor=processor(crop=False))
+    logits = model(**processor(crop=False)(image, return_tensors="pt")).logits
+    classes = F.interpolate(logits, size=(40, 48), mode="bilinear", align_corners=False).argmax(1)[0].numpy()
+    masks = {entry["label"]: np.asarray(entry["mask"]) > 0 for entry in segment(image)}
+    assert set(masks) == {f"class {i}" for i in np.unique(classes)}
+    for i in np.unique(classes):
+        assert (masks[f"class {i}"] != (classes == i)).mean() < 0.01
