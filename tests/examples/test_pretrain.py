@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ViTConfig, ViTModel
 
 import stellar_hf  # makes the Auto classes know the model
 
@@ -193,6 +193,20 @@ def test_going_on_from_a_model(run_script, own_images, photos, tmp_path):
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert json.loads((tmp_path / "second" / "config.json").read_text())["mask_ratio"] == 0.5
+
+
+def test_training_starts_from_the_encoder_of_a_vit(run_script, own_images, tmp_path):
+    """With a learning rate of zero the encoder stays the ViT's."""
+    sizes = {name: TINY_MODEL[name] for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    vit = ViTModel(ViTConfig(**sizes, intermediate_size=16, image_size=32, patch_size=8))
+    vit.save_pretrained(tmp_path / "vit")
+    own_config = {name: value for name, value in TINY_MODEL.items() if name not in {*sizes, "intermediate_size"}}
+    arguments = [argument for argument in own_images if not argument.startswith("--model_config")]
+    arguments += [f"--model_config={json.dumps(own_config)}", "--max_steps=1", "--learning_rate=0"]
+    run_script(*arguments, f"--model_name_or_path={tmp_path / 'vit'}", f"--output_dir={tmp_path / 'out'}")
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.layers[0].mlp.fc1.weight, vit.state_dict()["layers.0.mlp.fc1.weight"])
+    assert model.config.num_sparse_tokens == 3
 
 
 # Recipes -------------------------------------------------------------------------------------------------------------
