@@ -290,10 +290,7 @@ class StellarEmbeddings(nn.Module):
         # First, since an exported program is bound to the outcome of each comparison of sizes.
         if not torch.compiler.is_exporting() and grid_size == (self.position_grid, self.position_grid):
             return positions
-        positions = positions.unflatten(1, (self.position_grid, self.position_grid)).permute(0, 3, 1, 2)
-        # In float32: bicubic weights in half precision shift the positions.
-        resized = F.interpolate(positions.float(), size=grid_size, mode="bicubic", align_corners=False)
-        return resized.to(positions.dtype).flatten(2).transpose(1, 2)
+        return _resized_positions(positions, grid_size)
 
     def forward(
         self,
@@ -490,6 +487,9 @@ class StellarPreTrainedModel(PreTrainedModel):
         r"^(stellar\.)?localization\.",
     ]
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.get_submodule("embeddings.patch_embeddings")
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -643,9 +643,11 @@ def _encoder_weights_of_vit(state_dict: dict[str, torch.Tensor]) -> dict[str, to
 
 def _fit_to_encoder(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], source: str) -> None:
     """Resizes the positions in `weights`; `ValueError` unless all then fit the encoder's `expected` tensors."""
-    positions = "embeddings.position_embeddings"
-    if positions in weights:
-        weights[positions] = _resized_positions(weights[positions], expected[positions].shape[1])
+    name = "embeddings.position_embeddings"
+    if name in weights and weights[name].shape[1] != expected[name].shape[1]:
+        cls_position, positions = weights[name].split([1, weights[name].shape[1] - 1], dim=1)
+        side = math.isqrt(expected[name].shape[1] - 1)
+        weights[name] = torch.cat([cls_position, _resized_positions(positions, (side, side))], dim=1)
     old = {name: weight.shape for name, weight in expected.items() if not _NEW_TO_VIT.search(name)}
     misfits = sorted(name for name in {*weights, *old} if name not in weights or old.get(name) != weights[name].shape)
     if misfits:
@@ -672,14 +674,13 @@ def _config_fields_of_vit(config: Any) -> dict[str, Any]:
     return fields
 
 
-def _resized_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
-    """(1, 1 + n * n, d) position embeddings of another square grid, (1, length, d); CLS keeps its own."""
-    if positions.shape[1] == length:
-        return positions
-    sides = [math.isqrt(count - 1) for count in (positions.shape[1], length)]
-    grid = positions[:, 1:].unflatten(1, (sides[0], sides[0])).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False)
-    return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+def _resized_positions(positions: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Position embeddings (1, n * n, d) of patches, without CLS, interpolated bicubically to (1, h * w, d)."""
+    side = math.isqrt(positions.shape[1])
+    grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    # In float32: bicubic weights in half precision shift the positions.
+    resized = F.interpolate(grid.float(), size=grid_size, mode="bicubic", align_corners=False)
+    return resized.to(positions.dtype).flatten(2).transpose(1, 2)
 
 
 class StellarModel(StellarPreTrainedModel):
@@ -713,9 +714,6 @@ class StellarModel(StellarPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.localization = StellarLocalization(config) if add_localization else None
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embeddings.patch_embeddings
 
     def encode(
         self,
@@ -818,9 +816,6 @@ class StellarForPreTraining(StellarPreTrainedModel):
         self.cls_clustering_head = StellarClusteringHead(config)
         self.teacher = StellarTeacher(config).requires_grad_(False) if config.use_teacher else None
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.stellar.get_input_embeddings()
 
     @property
     def _reconstruction_weight(self) -> float:
@@ -1099,9 +1094,6 @@ class StellarForImageClassification(StellarPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.stellar.get_input_embeddings()
-
     @can_return_tuple
     def forward(
         self,
@@ -1164,9 +1156,6 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
         self.norm = nn.BatchNorm2d(config.hidden_size)
         self.classifier = nn.Conv2d(config.hidden_size, self.num_labels, kernel_size=1)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.stellar.get_input_embeddings()
 
     @can_return_tuple
     def forward(
@@ -1239,9 +1228,6 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
         self.stellar = StellarModel(config)
         self.decoder = StellarDecoder(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.stellar.get_input_embeddings()
 
     def decode(
         self, sparse_tokens: torch.Tensor, localization: torch.Tensor, grid_size: tuple[int, int]
