@@ -38,13 +38,11 @@ from stellar_hf import (
     StellarTrainer,
     StellarTrainingArguments,
 )
-from stellar_hf.data import load_photo_mosaics
-from stellar_hf.data.views import images_to_tensor
+from stellar_hf.data import StellarCollator, load_images, load_photo_mosaics
 from stellar_hf.evaluation import evaluate_stellar, format_results_table, raw_pixel_baseline
 from stellar_hf.visualization import plot_reconstructions
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "photo_mosaics.yaml"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass
@@ -79,9 +77,22 @@ class ModelArguments:
 class DataArguments:
     """Which images to train on; the embedded photo mosaics by default."""
 
-    train_dir: str | None = field(default=None, metadata={"help": "Folder of images, searched with its subfolders."})
+    train_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of images, searched with its subfolders, or of WebDataset (.tar), Parquet or Arrow shards; "
+            "or a pattern of shards."
+        },
+    )
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or its local folder."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Whether to read shards and Hub data sets while training, over and over; needs max_steps."},
+    )
+    shuffle_buffer: int = field(
+        default=10000, metadata={"help": "Images of a stream that are held to draw the next one from."}
+    )
     num_train_scenes: int = field(default=20000, metadata={"help": "Photo mosaics to train on."})
     num_eval_scenes: int = field(
         default=2000, metadata={"help": "Photo mosaics and crops of the test split to evaluate on."}
@@ -94,6 +105,8 @@ class DataArguments:
     def __post_init__(self):
         if self.train_dir is not None and self.dataset_name is not None:
             raise ValueError("Both train_dir and dataset_name are given: choose one source of images.")
+        if self.streaming and self.is_embedded:
+            raise ValueError("streaming is for shards and data sets on the Hub: give train_dir or dataset_name.")
 
 
 def main() -> None:
@@ -169,11 +182,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         StellarImageProcessorPil.register_for_auto_class()
     model = build_model(model_args)
     processor = build_processor(model.config)
-    images = load_images(data_args, model.config.image_size, training_args.image_column)
+    images = open_images(data_args, model.config.image_size, training_args)
     trainer = StellarTrainer(model, training_args, train_dataset=images, processing_class=processor)
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
-        print(describe(model, len(images)))
+        print(describe(model, "streamed" if data_args.streaming else f"{len(images):,}"))
     evaluation = None
     if data_args.is_embedded and is_main_process:
         evaluation = MosaicEvaluation(
@@ -194,9 +207,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     if evaluation is not None:
         trainer.save_metrics("test", evaluation.add_trained(model))
         print(f"\nTest split of the photo mosaics\n\n{evaluation.table()}\n")
-        images = evaluation.data["scenes"]
     if is_main_process:
-        first_images = images_to_tensor(images[:8][training_args.image_column])
+        shown = trainer.train_dataset if evaluation is None else evaluation.data["scenes"]
+        first_images = read_images(shown.take(8), training_args.image_column)
         save_figure(model.eval(), processor, first_images, Path(training_args.output_dir, "reconstructions.png"))
     card = model_card_arguments(data_args)
     if training_args.push_to_hub:
@@ -244,22 +257,18 @@ def build_processor(config: StellarConfig) -> StellarImageProcessorPil:
     )
 
 
-def load_images(args: DataArguments, image_size: int, image_column: str) -> datasets.Dataset:
+def open_images(args: DataArguments, image_size: int, training_args: StellarTrainingArguments):
     if args.is_embedded:
         return load_photo_mosaics("train", args.num_train_scenes, image_size)
-    if args.dataset_name is not None:
-        dataset = datasets.load_dataset(args.dataset_name, split=args.dataset_split)
-        if image_column not in dataset.column_names:
-            return dataset  # the trainer says what is wrong
-    else:
-        if not Path(args.train_dir).is_dir():
-            raise ValueError(f"train_dir is {args.train_dir}, which is not a folder.")
-        files = sorted(str(path) for path in Path(args.train_dir).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise ValueError(f"There is no image in {args.train_dir} or its subfolders ({' '.join(IMAGE_SUFFIXES)}).")
-        dataset = datasets.Dataset.from_dict({image_column: files})
-    # Undecoded: the trainer's collator decodes, and names a file that is corrupt.
-    return dataset.cast_column(image_column, datasets.Image(decode=False))
+    source = args.train_dir or args.dataset_name
+    if args.train_dir is not None and "*" not in source and not Path(source).exists():
+        raise ValueError(f"train_dir is {source}, which does not exist.")
+    images = load_images(source, args.dataset_split, args.streaming, training_args.image_column)
+    if not args.streaming:
+        return images
+    if training_args.max_steps <= 0:
+        raise ValueError("A stream has no end: set max_steps.")
+    return images.repeat(None).shuffle(seed=training_args.seed, buffer_size=args.shuffle_buffer)
 
 
 class MosaicEvaluation:
@@ -302,6 +311,14 @@ class MosaicEvaluation:
         return format_results_table(self.rows)
 
 
+def read_images(rows: datasets.Dataset | datasets.IterableDataset, image_column: str) -> list[torch.Tensor]:
+    batch = StellarCollator(image_column)(list(rows))
+    return [
+        image[:, :height, :width]
+        for image, (height, width) in zip(batch["images"], batch["image_sizes"].tolist(), strict=True)
+    ]
+
+
 @torch.no_grad()
 def save_figure(
     model: StellarForPreTraining, processor: StellarImageProcessorPil, images: list[torch.Tensor], path: Path
@@ -324,11 +341,11 @@ def model_card_arguments(args: DataArguments) -> dict[str, str]:
     return {}  # a folder of the person who trains says nothing to others
 
 
-def describe(model: StellarForPreTraining, num_images: int) -> str:
+def describe(model: StellarForPreTraining, num_images: str) -> str:
     config = model.config
     return (
         f"STELLAR with {model.num_parameters():,} parameters and {config.num_sparse_tokens} sparse tokens, "
-        f"{num_images:,} images at {config.image_size}x{config.image_size} pixels\n"
+        f"{num_images} images at {config.image_size}x{config.image_size} pixels\n"
     )
 
 

@@ -1,23 +1,17 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-import io
-import pickle
 import subprocess
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from torch.nn.functional import interpolate
-from torch.utils.data import DataLoader
 
-from stellar_hf.data import StellarViewCollator, StellarViews
+from stellar_hf.data import StellarViews
 from stellar_hf.data.resampling import crop_and_resize
-from stellar_hf.data.views import images_to_tensor
 
 VIEWS = StellarViews(num_global_views=3, num_local_views=2, global_size=24, local_size=12)
 PLAIN = replace(VIEWS, jitter_probability=0, grayscale_probability=0, blur_probability=0)
@@ -81,8 +75,8 @@ def test_defaults_are_those_of_the_paper():
 
 
 def test_clean_view_is_the_first_global_crop_in_its_own_colors(images):
-    views = replace(VIEWS, jitter_probability=1)(images, seeded())
-    plain = PLAIN(images, seeded())
+    views = replace(VIEWS, jitter_probability=1)(images, generator=seeded())
+    plain = PLAIN(images, generator=seeded())
     assert torch.equal(plain["pixel_values"], plain["global_pixel_values"][:, 0])
     assert not torch.allclose(views["pixel_values"], views["global_pixel_values"][:, 0], atol=0.1)
     # The first crop's draws come before the colours', so both settings cut the same box.
@@ -97,20 +91,22 @@ def test_whole_image_comes_back_when_the_clean_view_is_denormalized(images):
 
 
 def test_views_stay_in_the_range_of_pixels(images):
-    for view in VIEWS((images > 0.5).float(), seeded()).values():
+    for view in VIEWS((images > 0.5).float(), generator=seeded()).values():
         pixels = denormalize(view)
         assert pixels.min() >= -1e-5 and pixels.max() <= 1 + 1e-5
 
 
 def test_each_view_has_its_own_crop(images):
-    views = replace(PLAIN, flip=0)(images[:1].repeat(8, 1, 1, 1), seeded())["global_pixel_values"].flatten(0, 1)
+    views = replace(PLAIN, flip=0)(images[:1].repeat(8, 1, 1, 1), generator=seeded())["global_pixel_values"].flatten(
+        0, 1
+    )
     assert len(views.flatten(1).unique(dim=0)) == len(views)
 
 
 def test_each_view_has_its_own_colors():
     gray = torch.full((8, 3, 40, 40), 0.5)
     gray[:, 0] = 0.3
-    views = replace(VIEWS, jitter_probability=1, grayscale_probability=0)(gray, seeded())
+    views = replace(VIEWS, jitter_probability=1, grayscale_probability=0)(gray, generator=seeded())
     colors = denormalize(views["global_pixel_values"]).mean((-2, -1)).flatten(0, 1)
     distance = torch.cdist(colors, colors) + torch.eye(len(colors))
     assert distance.min() > 1e-4
@@ -120,15 +116,15 @@ def test_each_view_has_its_own_colors():
 def test_each_factor_of_color_has_an_effect_of_its_own(images, name):
     only = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
     settings = replace(VIEWS, jitter_probability=1, grayscale_probability=0, blur_probability=0)
-    unchanged = replace(settings, **only)(images, seeded())
-    changed = replace(settings, **{**only, name: 0.4})(images, seeded())
+    unchanged = replace(settings, **only)(images, generator=seeded())
+    changed = replace(settings, **{**only, name: 0.4})(images, generator=seeded())
     assert torch.allclose(unchanged["global_pixel_values"][:, 0], unchanged["pixel_values"], atol=1e-4)
     assert not torch.allclose(changed["global_pixel_values"], unchanged["global_pixel_values"], atol=0.01)
 
 
 def test_factors_of_brightness_fill_their_range():
     settings = replace(PLAIN, jitter_probability=1, brightness=0.4, contrast=0, saturation=0, hue=0)
-    pixels = denormalize(settings(torch.full((400, 3, 32, 32), 0.5), seeded())["local_pixel_values"])
+    pixels = denormalize(settings(torch.full((400, 3, 32, 32), 0.5), generator=seeded())["local_pixel_values"])
     factors = pixels.mean((-3, -2, -1)) / 0.5
     assert 0.6 <= factors.min() < 0.62 and 1.38 < factors.max() <= 1.4
     assert abs(factors.mean() - 1) < 0.03
@@ -138,9 +134,9 @@ def test_hue_is_in_turns():
     red = torch.zeros(300, 3, 32, 32)
     red[:, 0] = 1
     settings = replace(PLAIN, jitter_probability=1, brightness=0, contrast=0, saturation=0, hue=1 / 6)
-    colors = denormalize(settings(red, seeded())["pixel_values"])
+    colors = denormalize(settings(red, generator=seeded())["pixel_values"])
     assert torch.allclose(colors, red[:, :, :24, :24], atol=1e-4)
-    colors = denormalize(settings(red, seeded())["global_pixel_values"]).mean((-2, -1))
+    colors = denormalize(settings(red, generator=seeded())["global_pixel_values"]).mean((-2, -1))
     # A sixth of a turn leads from red to yellow on one side, to magenta on the other.
     assert (colors[..., 0] > 0.99).all()
     assert colors[..., 1].max() > 0.97 and colors[..., 2].max() > 0.97
@@ -149,15 +145,17 @@ def test_hue_is_in_turns():
 def test_grayscale_and_blur(images):
     gray = denormalize(replace(PLAIN, grayscale_probability=1)(images)["global_pixel_values"])
     assert torch.allclose(gray, gray.mean(2, keepdim=True), atol=1e-5)
-    sharp = PLAIN(images, seeded())["pixel_values"]
-    blurred = replace(PLAIN, blur_probability=1, blur_sigma=(1.5, 2.0))(images, seeded())["global_pixel_values"][:, 0]
+    sharp = PLAIN(images, generator=seeded())["pixel_values"]
+    blurred = replace(PLAIN, blur_probability=1, blur_sigma=(1.5, 2.0))(images, generator=seeded())[
+        "global_pixel_values"
+    ][:, 0]
     assert (blurred.diff(dim=-1).abs().mean((1, 2, 3)) < 0.5 * sharp.diff(dim=-1).abs().mean((1, 2, 3))).all()
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.3, 0.22, 0.38), (1.0, 1, 1)])
 def test_probability_of_grayscale(probability, low, high):
     settings = replace(PLAIN, grayscale_probability=probability)
-    views = denormalize(settings(torch.rand(150, 3, 16, 16), seeded())["global_pixel_values"]).flatten(0, 1)
+    views = denormalize(settings(torch.rand(150, 3, 16, 16), generator=seeded())["global_pixel_values"]).flatten(0, 1)
     is_gray = (views.amax(1) - views.amin(1)).amax((-2, -1)) < 1e-4
     assert low <= is_gray.float().mean() <= high
 
@@ -169,7 +167,7 @@ def test_crops_follow_the_scale():
         ("global_pixel_values", settings.global_scale, 24),
         ("local_pixel_values", settings.local_scale, 12),
     ):
-        view = settings(ramp, seeded())[name][:, :, 0]
+        view = settings(ramp, generator=seeded())[name][:, :, 0]
         # The slope of the ramp between two inner pixels tells the width of the crop.
         width = (view[..., size // 2] - view[..., size // 2 - 1]).mean(-1) * 100 / 101 * size
         share = width**2
@@ -178,27 +176,45 @@ def test_crops_follow_the_scale():
 
 
 def test_generator_decides_the_views(images):
-    assert all_equal(VIEWS(images, seeded(1)), VIEWS(images, seeded(1)))
-    assert not all_equal(VIEWS(images, seeded(1)), VIEWS(images, seeded(2)))
+    assert all_equal(VIEWS(images, generator=seeded(1)), VIEWS(images, generator=seeded(1)))
+    assert not all_equal(VIEWS(images, generator=seeded(1)), VIEWS(images, generator=seeded(2)))
     torch.manual_seed(1)
-    assert all_equal(VIEWS(images), VIEWS(images, seeded(1)))
+    assert all_equal(VIEWS(images), VIEWS(images, generator=seeded(1)))
 
 
 def test_bytes_and_floats_give_the_same_views():
     images = torch.randint(0, 256, (2, 3, 30, 30), dtype=torch.uint8)
-    assert all_equal(VIEWS(images, seeded()), VIEWS(images.float() / 255, seeded()))
+    assert all_equal(VIEWS(images, generator=seeded()), VIEWS(images.float() / 255, generator=seeded()))
+
+
+def test_images_in_a_padded_batch_have_the_views_that_they_have_alone():
+    images = [torch.rand(3, 40, 30), torch.rand(3, 25, 50)]
+    canvas = torch.rand(2, 3, 40, 50)  # what lies beside an image is never seen
+    for image, target in zip(images, canvas, strict=True):
+        target[:, : image.shape[1], : image.shape[2]] = image
+    together = VIEWS(canvas, torch.tensor([[40, 30], [25, 50]]), generator=seeded())
+    for index, image in enumerate(images):
+        alone = VIEWS(image.expand(2, -1, -1, -1), generator=seeded())
+        for name, views in together.items():
+            torch.testing.assert_close(views[index], alone[name][index], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("image_sizes", [[[40, 41]], [[40, 0]], [[40, 40], [40, 40]], [40]])
+def test_sizes_that_do_not_fit_are_refused(image_sizes):
+    with pytest.raises(ValueError, match="image_sizes are"):
+        VIEWS(torch.rand(1, 3, 40, 40), torch.tensor(image_sizes))
 
 
 def test_autocast_and_gradients_leave_the_views_alone(images):
-    expected = VIEWS(images, seeded())
+    expected = VIEWS(images, generator=seeded())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert all_equal(VIEWS(images.requires_grad_(), seeded()), expected)
+        assert all_equal(VIEWS(images.requires_grad_(), generator=seeded()), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
 def test_cpu_generator_gives_the_same_views_on_an_accelerator(images):
-    views = VIEWS(images.cuda(), seeded())
-    expected = VIEWS(images, seeded())
+    views = VIEWS(images.cuda(), generator=seeded())
+    expected = VIEWS(images, generator=seeded())
     assert all(views[name].is_cuda and torch.allclose(views[name].cpu(), expected[name], atol=1e-3) for name in views)
 
 
@@ -244,120 +260,6 @@ def test_impossible_settings_are_refused(settings, message):
 def test_smallest_view_that_the_kernel_fits():
     views = replace(VIEWS, local_size=5, blur_probability=1)(torch.rand(2, 3, 20, 20))
     assert views["local_pixel_values"].isfinite().all()
-
-
-def picture(mode="RGB", size=(30, 20), seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def encoded(image, **options):
-    file = io.BytesIO()
-    image.save(file, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA"])
-def test_images_of_any_mode_become_rgb(mode):
-    image = picture(mode)
-    (tensor,) = images_to_tensor([image])
-    assert tensor.shape == (3, 20, 30) and tensor.dtype == torch.uint8
-    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), np.asarray(image.convert("RGB")))
-
-
-def test_arrays_files_and_undecoded_images(tmp_path):
-    image = picture()
-    image.save(tmp_path / "image.png")
-    forms = [
-        image,
-        np.asarray(image),
-        Image.open(tmp_path / "image.png"),
-        {"bytes": encoded(image, format="PNG"), "path": None},
-        {"bytes": None, "path": str(tmp_path / "image.png")},
-    ]
-    first, *others = images_to_tensor(forms)
-    assert all(torch.equal(first, other) for other in others)
-    gray = np.asarray(picture("L"))
-    assert torch.equal(*images_to_tensor([gray, gray[:, :, None]]))
-
-
-def test_orientation_of_exif_is_applied():
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = picture()
-    (tensor,) = images_to_tensor([{"bytes": encoded(image, format="PNG", exif=exif), "path": None}])
-    assert torch.equal(tensor, images_to_tensor([image.rotate(-90, expand=True)])[0])
-
-
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
-@pytest.mark.parametrize("share", [0.1, 0.6])
-def test_corrupt_file_is_named(tmp_path, format, share):
-    file = tmp_path / "broken.img"
-    data = encoded(picture(size=(90, 80)), format=format)
-    file.write_bytes(data[: int(share * len(data))])
-    for image in ({"bytes": None, "path": str(file)}, {"bytes": file.read_bytes(), "path": "broken.img"}):
-        with pytest.raises(ValueError, match=r"Image 1 of the batch \(.*broken.img\) cannot be read"):
-            images_to_tensor([picture(), image])
-
-
-def test_file_that_is_no_image_is_named():
-    with pytest.raises(ValueError, match=r"Image 0 of the batch \(notes.txt\) cannot be read"):
-        images_to_tensor([{"bytes": b"no image at all", "path": "notes.txt"}])
-
-
-@pytest.mark.parametrize(
-    ("image", "message"),
-    [
-        (None, "a NoneType"),
-        (np.zeros((4, 4, 3)), "a float64 array"),
-        (np.zeros((4, 4, 5), np.uint8), r"shape \(4, 4, 5\)"),
-        (Image.new("I;16", (4, 4)), "'I;16'"),
-    ],
-)
-def test_things_that_are_no_8_bit_images_are_refused(image, message):
-    with pytest.raises(ValueError, match=message):
-        images_to_tensor([image])
-
-
-def test_collator_keeps_the_order_of_images_of_different_sizes():
-    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (0, 255, 255)]
-    sizes = [(30, 20), (20, 20), (30, 20), (15, 40), (20, 20)]
-    examples = [
-        {"picture": Image.new("RGB", size, color), "label": 1} for size, color in zip(sizes, colors, strict=True)
-    ]
-    batch = StellarViewCollator(VIEWS, image_column="picture")(examples)
-    assert batch.keys() == {"pixel_values", "global_pixel_values", "local_pixel_values"}
-    found = denormalize(batch["pixel_values"]).mean((-2, -1)) * 255
-    assert torch.allclose(found, torch.tensor(colors).float(), atol=0.01)
-    assert batch["local_pixel_values"].shape == (5, 2, 3, 12, 12)
-
-
-def test_collator_equals_the_views_of_the_tensors():
-    examples = [{"image": picture(mode, seed=seed)} for seed, mode in enumerate(("RGB", "L", "P", "RGBA"))]
-    torch.manual_seed(0)
-    batch = StellarViewCollator(VIEWS)(examples)
-    tensors = torch.stack(images_to_tensor([example["image"] for example in examples]))
-    assert all_equal(batch, VIEWS(tensors, seeded()))
-
-
-def test_missing_column_is_named():
-    with pytest.raises(ValueError, match="no column 'image', only 'img', 'label'"):
-        StellarViewCollator(VIEWS)([{"img": picture(), "label": 0}])
-    with pytest.raises(ValueError, match="no examples"):
-        StellarViewCollator(VIEWS)([])
-
-
-def test_workers_of_a_data_loader_draw_differently():
-    examples = [{"image": picture()}] * 4
-    loader = DataLoader(examples, batch_size=2, num_workers=2, collate_fn=StellarViewCollator(VIEWS))
-    first, second = (batch["global_pixel_values"] for batch in loader)
-    assert first.shape == (2, 3, 3, 24, 24)
-    assert not torch.equal(first, second)
-
-
-def test_collator_can_be_sent_to_another_process():
-    collator = StellarViewCollator(VIEWS, image_column="picture")
-    assert pickle.loads(pickle.dumps(collator)) == collator
 
 
 def test_importing_the_package_needs_neither_torch_nor_kornia():

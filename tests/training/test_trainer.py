@@ -10,12 +10,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from stellar_hf import StellarForPreTraining, StellarModel, StellarTrainer, StellarTrainingArguments
-from stellar_hf.data import StellarViewCollator, StellarViews
+from stellar_hf.data import StellarCollator, StellarViews
 from stellar_hf.modeling_stellar import LOSS_TERMS
 
 IMAGES = [{"image": image} for image in np.random.default_rng(0).integers(0, 256, (10, 40, 40, 3), dtype=np.uint8)]
@@ -232,7 +233,8 @@ def test_defaults_are_the_papers(tmp_path):
     assert (args.global_scale, args.local_scale) == ([0.36, 1.0], [0.06, 0.36])
 
 
-def test_settings_of_the_views_reach_the_collator(make_trainer):
+@pytest.mark.parametrize("views_on", ["accelerator", "cpu"])
+def test_settings_of_the_views_reach_the_model(make_trainer, views_on):
     trainer = make_trainer(
         {"image_size": 24, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]},
         num_global_views=3,
@@ -243,8 +245,9 @@ def test_settings_of_the_views_reach_the_collator(make_trainer):
         jitter_probability=0.7,
         grayscale_probability=0.1,
         blur_probability=0.3,
+        views_on=views_on,
     )
-    assert trainer.data_collator.views == StellarViews(
+    expected = StellarViews(
         num_global_views=3,
         num_local_views=4,
         global_size=24,
@@ -257,6 +260,29 @@ def test_settings_of_the_views_reach_the_collator(make_trainer):
         image_mean=(0.1, 0.2, 0.3),
         image_std=(0.4, 0.5, 0.6),
     )
+    if views_on == "cpu":
+        assert trainer.data_collator.views == expected
+    forwards = record_forwards(trainer.model)
+    trainer.train()
+    inputs = forwards[0]["inputs"]
+    assert inputs["global_pixel_values"].shape == (2, 3, 3, 24, 24)
+    assert inputs["local_pixel_values"].shape == (2, 4, 3, 8, 8)
+
+
+def test_workers_only_decode_by_default(make_trainer):
+    batch = make_trainer().data_collator(IMAGES[:2])
+    assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in batch.items()} == {
+        "images": (torch.uint8, (2, 3, 40, 40)),
+        "image_sizes": (torch.int64, (2, 2)),
+    }
+
+
+def test_large_images_are_read_at_the_smallest_size_that_no_view_enlarges(make_trainer):
+    # sqrt(0.25) of 64 pixels are a global view's 32, sqrt(0.04) of 80 a local view's 16.
+    scales = {"global_scale": [0.25, 1.0], "local_scale": [0.04, 0.25]}
+    assert make_trainer(**scales).data_collator.decode_size == 80
+    assert make_trainer(num_local_views=0, **scales).data_collator.decode_size == 64
+    assert make_trainer(decode_size=50).data_collator.decode_size == 50
 
 
 def test_another_image_column(make_trainer):
@@ -267,6 +293,16 @@ def test_another_image_column(make_trainer):
 def test_evaluation_without_labels_gives_the_objective(make_trainer):
     metrics = make_trainer(eval_dataset=IMAGES[:4]).evaluate()
     assert math.isfinite(metrics["eval_loss"]) and metrics["eval_loss"] > 0
+
+
+def test_evaluations_draw_the_same_and_leave_the_training_as_it_was(make_trainer):
+    trainer = make_trainer(eval_dataset=IMAGES[:4], eval_strategy="steps", eval_steps=1, learning_rate=0.0)
+    trainer.train()
+    evaluations = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert len(evaluations) == 3 and len(set(evaluations)) == 1
+    plain = make_trainer(learning_rate=0.0)
+    plain.train()
+    assert [log["loss"] for log in training_logs(trainer)] == [log["loss"] for log in training_logs(plain)]
 
 
 def test_evaluation_leaves_the_logged_terms_alone(make_trainer):
@@ -283,12 +319,52 @@ def test_code_models_train_with_a_collator_that_gives_codes(make_trainer):
     views = StellarViews(num_global_views=1, num_local_views=0, global_size=32)
 
     def collate(examples):
-        batch = StellarViewCollator(views)(examples)
+        batch = StellarCollator(views=views)(examples)
         return {**batch, "code_labels": torch.zeros(len(examples), 16, dtype=torch.long)}
 
     trainer = make_trainer({"reconstruction_target": "codes"}, data_collator=collate, eval_dataset=IMAGES[:2])
     assert trainer.train().global_step == 3
     assert trainer.evaluate()["eval_loss"] > 0
+
+
+# Images of any kind --------------------------------------------------------------------------------------------------
+
+
+def test_images_of_all_sizes_in_one_batch(make_trainer):
+    rng = np.random.default_rng(0)
+    images = [{"image": rng.integers(0, 256, (30 + 9 * i, 70 - 6 * i, 3), dtype=np.uint8)} for i in range(6)]
+    trainer = make_trainer(train_dataset=images, per_device_train_batch_size=6)
+    trainer.train()
+    assert all(math.isfinite(log["loss"]) for log in training_logs(trainer))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_are_named_once_and_replaced(make_trainer, tmp_path, caplog, num_workers):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    rows = [*IMAGES[:3], {"image": {"path": str(tmp_path / "broken.png"), "bytes": None}}]
+    trainer = make_trainer(train_dataset=rows, max_steps=6, dataloader_num_workers=num_workers)
+    trainer.train()
+    assert trainer.state.global_step == 6
+    named = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert len(named) == 1 and str(tmp_path / "broken.png") in named[0]
+
+
+def test_too_many_unreadable_images_stop_the_training(make_trainer, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    rows = [*IMAGES[:1], {"image": {"path": str(tmp_path / "broken.png"), "bytes": None}}]
+    trainer = make_trainer(train_dataset=rows, max_steps=100, max_unreadable_share=0.003)
+    with pytest.raises(ValueError, match=r"4 of 8 images .* max_unreadable_share = 0.003 .*broken.png cannot be read"):
+        trainer.train()
+
+
+def test_decoded_columns_of_a_data_set_are_read_by_the_collator(make_trainer, tmp_path):
+    """A data set that decodes would end the training at the first broken file."""
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    Image.fromarray(IMAGES[0]["image"]).save(tmp_path / "good.png")
+    files = [str(tmp_path / name) for name in ("good.png", "broken.png")]
+    dataset = datasets.Dataset.from_dict({"image": files}).cast_column("image", datasets.Image())
+    for train_dataset in (dataset, dataset.to_iterable_dataset().repeat(None)):
+        assert make_trainer(train_dataset=train_dataset).train().global_step == 3
 
 
 # Saving and going on -------------------------------------------------------------------------------------------------
@@ -369,7 +445,7 @@ def test_second_interrupt_stops_at_once(make_trainer, tmp_path):
 
 def test_an_error_in_training_gives_back_ctrl_c(make_trainer):
     handler = signal.getsignal(signal.SIGINT)
-    broken = [*IMAGES[:1], {"image": np.zeros((4, 4, 7), dtype=np.uint8)}]
+    broken = [{"image": np.zeros((4, 4, 7), dtype=np.uint8)}]
     with pytest.raises(ValueError, match="channels"):
         make_trainer(train_dataset=broken).train()
     assert signal.getsignal(signal.SIGINT) is handler
@@ -393,6 +469,8 @@ def test_wrong_classes_are_refused(tiny_config, make_trainer, tmp_path):
         ({}, {"eval_dataset": []}, "no rows"),
         ({}, {"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({}, {"teacher_momentum": 1.5}, r"teacher_momentum is 1\.5"),
+        ({}, {"max_unreadable_share": -1}, "max_unreadable_share is -1"),
+        ({}, {"views_on": "gpu"}, "views_on is 'gpu'"),
         ({}, {"global_scale": [0.5]}, r"global_scale is \[0\.5\]"),
         ({}, {"local_scale": [0.5, 0.1]}, r"local_scale is \(0\.5, 0\.1\)"),
         ({}, {"num_global_views": 0}, "num_global_views is 0"),

@@ -8,16 +8,27 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .images import StellarCollator, images_to_tensor
+    from .loading import load_images
     from .photo_mosaics import PHOTOGRAPH_NAMES, load_photo_mosaics
-    from .views import StellarViewCollator, StellarViews
+    from .views import StellarViews
 
-__all__ = ["PHOTOGRAPH_NAMES", "StellarViewCollator", "StellarViews", "load_photo_mosaics"]
+__all__ = [
+    "PHOTOGRAPH_NAMES",
+    "StellarCollator",
+    "StellarViews",
+    "images_to_tensor",
+    "load_images",
+    "load_photo_mosaics",
+]
 
 _MODULES = {
     "PHOTOGRAPH_NAMES": "photo_mosaics",
-    "load_photo_mosaics": "photo_mosaics",
-    "StellarViewCollator": "views",
+    "StellarCollator": "images",
     "StellarViews": "views",
+    "images_to_tensor": "images",
+    "load_images": "loading",
+    "load_photo_mosaics": "photo_mosaics",
 }
 
 

@@ -4,16 +4,12 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .resampling import crop_and_resize
@@ -123,11 +119,15 @@ class StellarViews:
             )
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Makes the views of a batch of images of one size, on the device of the images.
+    def __call__(
+        self, images: Tensor, image_sizes: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Makes the views of a batch of images, on the device of the images.
 
         Args:
             images: Tensor of shape (B, 3, H, W), RGB; uint8 in [0, 255], or floating point in [0, 1].
+            image_sizes: Height and width of each image, (B, 2) integers, where images of different sizes stand in the
+                upper left corners of a batch; H and W by default.
             generator: Source of all random draws; torch's global CPU generator by default. It may live on another
                 device than the images: a CPU generator gives the same views on every device.
 
@@ -138,18 +138,20 @@ class StellarViews:
             All are float32 and normalized.
 
         Raises:
-            ValueError: If the images are not RGB or not in their range, such as images that are normalized already.
+            ValueError: If the images are not RGB or not in their range, such as images that are normalized already,
+                or if their sizes do not fit.
             ImportError: If kornia is not installed.
         """
         images = _to_unit_range(images)
+        sizes = _checked_sizes(image_sizes, images)
         with torch.autocast(images.device.type, enabled=False):
             clean_view, *global_views = self._make_views(
-                images, self.num_global_views, self.global_size, self.global_scale, generator, keep_clean=True
+                images, sizes, self.num_global_views, self.global_size, self.global_scale, generator, keep_clean=True
             )
             views = {"pixel_values": clean_view, "global_pixel_values": torch.stack(global_views, dim=1)}
             if self.num_local_views:
                 local_views = self._make_views(
-                    images, self.num_local_views, self.local_size, self.local_scale, generator
+                    images, sizes, self.num_local_views, self.local_size, self.local_scale, generator
                 )
                 views["local_pixel_values"] = torch.stack(local_views, dim=1)
         return views
@@ -157,6 +159,7 @@ class StellarViews:
     def _make_views(
         self,
         images: Tensor,
+        sizes: Tensor,
         num_views: int,
         size: int,
         scale: tuple[float, float],
@@ -165,6 +168,7 @@ class StellarViews:
     ) -> list[Tensor]:
         """Normalized views, (B, 3, size, size) each; with `keep_clean` the uncoloured first view comes before them."""
         device = generator.device if generator is not None else torch.device("cpu")
+        sizes = sizes.to(device)
 
         def rand(*shape: int) -> Tensor:
             return torch.rand(len(images), *shape, generator=generator, device=device)
@@ -172,7 +176,7 @@ class StellarViews:
         views = []
         # One view of all images at a time bounds the memory, and adding views leaves the earlier ones as they were.
         for index in range(num_views):
-            boxes = _random_boxes(rand, images.shape[-2], images.shape[-1], scale, self.ratio)
+            boxes = _random_boxes(rand, sizes, scale, self.ratio)
             flip = rand() < self.flip
             crops = crop_and_resize(images, boxes.to(images.device), size, flip.to(images.device)).clamp_(0, 1)
             if keep_clean and index == 0:
@@ -241,20 +245,35 @@ def _to_unit_range(images: Tensor) -> Tensor:
     return images.float()
 
 
+def _checked_sizes(image_sizes: Tensor | None, images: Tensor) -> Tensor:
+    """Heights and widths (B, 2) of the images in a batch."""
+    full_size = torch.tensor(images.shape[-2:])
+    if image_sizes is None:
+        return full_size.expand(len(images), 2)
+    image_sizes = image_sizes.cpu()
+    if image_sizes.shape != (len(images), 2) or not ((image_sizes >= 1) & (image_sizes <= full_size)).all():
+        raise ValueError(
+            f"image_sizes are {image_sizes.tolist()}, but a height and a width of at least 1 and at most "
+            f"{tuple(full_size.tolist())} are expected for each of the {len(images)} images."
+        )
+    return image_sizes
+
+
 def _random_boxes(
-    rand: Callable[..., Tensor], height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+    rand: Callable[..., Tensor], sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Tensor:
-    """Boxes (B, 4) of top, left, height, width in pixels by the law of RandomResizedCrop."""
+    """Boxes (B, 4) of top, left, height, width in pixels by the law of RandomResizedCrop, in images of (B, 2) sizes."""
+    height, width = sizes[:, :1], sizes[:, 1:]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * rand(_BOX_TRIES))
     aspect = torch.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * rand(_BOX_TRIES))
     heights = (area / aspect).sqrt().round().clamp(min=1)
     widths = (area * aspect).sqrt().round().clamp(min=1)
     first_fit = ((heights <= height) & (widths <= width)).int().argmax(1, keepdim=True)
-    box_height = heights.gather(1, first_fit).squeeze(1).clamp(max=height)
-    box_width = widths.gather(1, first_fit).squeeze(1).clamp(max=width)
-    top = (rand() * (height - box_height + 1)).floor()
-    left = (rand() * (width - box_width + 1)).floor()
-    return torch.stack([top, left, box_height, box_width], dim=1).long()
+    box_height = heights.gather(1, first_fit).minimum(height)
+    box_width = widths.gather(1, first_fit).minimum(width)
+    top = (rand(1) * (height - box_height + 1)).floor()
+    left = (rand(1) * (width - box_width + 1)).floor()
+    return torch.cat([top, left, box_height, box_width], dim=1).long()
 
 
 def _import_kornia() -> tuple[Any, Any, Any]:
@@ -265,107 +284,3 @@ def _import_kornia() -> tuple[Any, Any, Any]:
             'The colours of the views are changed by kornia, which is not installed: pip install "stellar_hf[train]"'
         ) from error
     return color, enhance, filters
-
-
-@dataclass
-class StellarViewCollator:
-    """Turns examples with images into views; a `collate_fn` for DataLoader workers.
-
-    Random draws come from torch's global generator, which a DataLoader seeds differently in each of its workers.
-
-    Attributes:
-        views: Settings of the views.
-        image_column: Name of the column that holds the images, in a form that `images_to_tensor` takes.
-    """
-
-    views: StellarViews
-    image_column: str = "image"
-
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Makes the views of one batch; images of different sizes may stand side by side.
-
-        Args:
-            examples: Rows of a dataset.
-
-        Returns:
-            The tensors of `StellarViews.__call__` in the order of the examples, and nothing else.
-
-        Raises:
-            ValueError: If there is no example, the image column is missing, or an image cannot be read.
-        """
-        if not examples:
-            raise ValueError("The batch has no examples, but at least 1 is needed.")
-        for example in examples:
-            if self.image_column not in example:
-                raise ValueError(
-                    f"There is no column {self.image_column!r}, only {', '.join(map(repr, example))}: "
-                    "set image_column to the one that holds the images."
-                )
-        images = images_to_tensor([example[self.image_column] for example in examples])
-        rows_of_size: dict[torch.Size, list[int]] = {}
-        for row, image in enumerate(images):
-            rows_of_size.setdefault(image.shape, []).append(row)
-        groups = [self.views(torch.stack([images[row] for row in rows])) for rows in rows_of_size.values()]
-        position = torch.tensor([row for rows in rows_of_size.values() for row in rows]).argsort()
-        return {name: torch.cat([group[name] for group in groups])[position] for name in groups[0]}
-
-
-def images_to_tensor(images: Sequence[Any]) -> list[Tensor]:
-    """Reads images as RGB, upright according to their EXIF orientation.
-
-    Args:
-        images: PIL images of any 8-bit mode, uint8 arrays of shape (H, W) or (H, W, C) with 1, 3 or 4 channels, or
-            undecoded images of a dataset (dictionaries with `bytes` or `path`).
-
-    Returns:
-        One uint8 tensor of shape (3, H, W) for each image.
-
-    Raises:
-        ValueError: If an image cannot be decoded or is of another type; names its file, or its place in the batch.
-    """
-    return [_image_to_tensor(image, index) for index, image in enumerate(images)]
-
-
-def _image_to_tensor(image: Any, index: int) -> Tensor:
-    name = f"Image {index} of the batch"
-    if isinstance(image, Mapping) and (image.get("bytes") or image.get("path")):
-        if image.get("path"):
-            name += f" ({image['path']})"
-        image = _decode(lambda: Image.open(io.BytesIO(image.get("bytes") or Path(image["path"]).read_bytes())), name)
-    elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        image = _array_to_image(image, name)
-    elif isinstance(image, Image.Image):
-        file = getattr(image, "filename", None)
-        if file:
-            name += f" ({file})"
-    else:
-        raise ValueError(
-            f"{name} is {_describe(image)}, but a PIL image, or a uint8 array of shape (height, width, channels), is "
-            "expected."
-        )
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{name} has the mode {image.mode!r} of more than 8 bits: convert it to 8 bits a channel.")
-    rgb = _decode(lambda: ImageOps.exif_transpose(image).convert("RGB"), name)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-
-
-def _array_to_image(array: np.ndarray, name: str) -> Image.Image:
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if channels not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(f"{name} has the shape {array.shape}, but (height, width, 1, 3 or 4 channels) is expected.")
-    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
-
-
-def _decode(read: Callable[[], Image.Image], name: str) -> Image.Image:
-    try:
-        return read()
-    except UnidentifiedImageError as error:  # its own message shows a Python object in place of the file
-        raise ValueError(f"{name} cannot be read: unknown format. Replace the file, or leave it out.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read: {error}. Replace the file, or leave it out.") from error
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"a {value.dtype} array of shape {value.shape}"
-    return f"a {type(value).__name__}"

@@ -2,12 +2,13 @@
 # Licensed under the Apache License, Version 2.0.
 """Arguments of the joint objective's training."""
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
 from ..configuration_stellar import StellarConfig
-from ..data import StellarViews
+from ..data import StellarCollator, StellarViews
 
 
 @dataclass
@@ -20,7 +21,8 @@ class StellarTrainingArguments(TrainingArguments):
     [`StellarConfig`].
 
     Raises:
-        ValueError: On a momentum outside of [0, 1], `remove_unused_columns`, or a scale that is not two numbers.
+        ValueError: On a momentum or a share outside of [0, 1], `remove_unused_columns`, a scale that is not two
+            numbers, or an unknown place of the views.
     """
 
     learning_rate: float = field(
@@ -41,6 +43,27 @@ class StellarTrainingArguments(TrainingArguments):
     )
 
     image_column: str = field(default="image", metadata={"help": "Column of the data set that holds the images."})
+    views_on: str = field(
+        default="accelerator",
+        metadata={
+            "help": "Where views are made: 'accelerator', batched, while the workers only decode; or 'cpu', in the "
+            "workers, whose draws a resumed run does not repeat."
+        },
+    )
+    decode_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Short side in pixels that larger images are reduced to when they are read; by default the "
+            "smallest from which no view is enlarged."
+        },
+    )
+    max_unreadable_share: float = field(
+        default=0.01,
+        metadata={
+            "help": "Images that cannot be read are named once and replaced; training stops when they are more than "
+            "this share of the images seen, or of 1000."
+        },
+    )
     num_global_views: int = field(default=8, metadata={"help": "Global views of an image, which are masked."})
     num_local_views: int = field(default=8, metadata={"help": "Local views of an image."})
     local_size: int = field(default=96, metadata={"help": "Side of a local view in pixels."})
@@ -58,9 +81,15 @@ class StellarTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        if self.accelerator_config is None:
+            # Every process reads its own shards of a stream. By default one process reads them for all.
+            self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
-        if not 0 <= self.teacher_momentum <= 1:
-            raise ValueError(f"teacher_momentum is {self.teacher_momentum}, but must be in [0, 1].")
+        for name in ("teacher_momentum", "max_unreadable_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be in [0, 1].")
+        if self.views_on not in ("accelerator", "cpu"):
+            raise ValueError(f"views_on is {self.views_on!r}, but must be 'accelerator' or 'cpu'.")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the views are made of the image column.")
         for name in ("global_scale", "local_scale"):
@@ -92,4 +121,16 @@ class StellarTrainingArguments(TrainingArguments):
             blur_probability=self.blur_probability,
             image_mean=tuple(config.image_mean),  # type: ignore[arg-type]
             image_std=tuple(config.image_std),  # type: ignore[arg-type]
+        )
+
+    def collator(self, views: StellarViews) -> StellarCollator:
+        """What the workers of the data loader do: read images, and make the views if `views_on` says so."""
+        crops = [(views.global_size, views.global_scale[0])]
+        if views.num_local_views:
+            crops.append((views.local_size, views.local_scale[0]))
+        largest = max(math.ceil(size / math.sqrt(scale)) for size, scale in crops)
+        return StellarCollator(
+            image_column=self.image_column,
+            decode_size=self.decode_size or largest,
+            views=views if self.views_on == "cpu" else None,
         )

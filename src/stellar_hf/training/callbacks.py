@@ -8,7 +8,7 @@ import signal
 import threading
 from pathlib import Path
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -20,6 +20,14 @@ class TeacherCallback(TrainerCallback):
         # A step that the gradient scaler skipped also arrives here. Only Accelerate's optimizer knows of such.
         if not getattr(optimizer, "step_was_skipped", False):
             model.update_teacher(args.teacher_momentum)
+
+
+class ProcessSeedCallback(TrainerCallback):
+    """Gives every process its own random draws of views and masks; their data order is drawn before, and is common."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            set_seed(args.seed + args.process_index)
 
 
 class GracefulInterruptCallback(TrainerCallback):

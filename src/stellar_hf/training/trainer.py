@@ -6,7 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,20 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.utils import is_datasets_available
 
-from ..data import StellarViewCollator
+from ..data import StellarViews
 from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
-from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
+from .callbacks import (
+    GracefulInterruptCallback,
+    ProcessSeedCallback,
+    PushCodeCallback,
+    StellarProgressCallback,
+    TeacherCallback,
+)
+from .unreadable import UnreadableImages
 
 DIAGNOSTICS = ("prototype_entropy", "slot_information", "token_diversity", "localization_sharpness")
 
@@ -36,11 +44,11 @@ class StellarTrainer(Trainer):
     Args:
         model: The model to pre-train.
         args: Training arguments, with the settings of the views.
-        data_collator: Turns examples into the inputs of `forward`; by default [`StellarViewCollator`] with the views
-            of `args`, on the column `args.image_column`. It makes no codes, so a model with
-            `reconstruction_target="codes"` needs another one.
-        train_dataset: Images.
-        eval_dataset: Images for the objective's value (`eval_loss`).
+        data_collator: Turns examples into the inputs of `forward`, or into `images` and `image_sizes` as
+            [`StellarCollator`] does, of which the trainer makes views; by default that one, as `args` say. It makes
+            no codes, so a model with `reconstruction_target="codes"` needs another one.
+        train_dataset: Images, in the column `args.image_column`.
+        eval_dataset: Images for the objective's value (`eval_loss`), with the same random draws every time.
         callbacks: Further callbacks.
         **kwargs: As in `Trainer`.
 
@@ -73,25 +81,31 @@ class StellarTrainer(Trainer):
                 )
             for dataset in (train_dataset, eval_dataset):
                 _check_column(dataset, args.image_column)
-            data_collator = StellarViewCollator(args.views(model.config), image_column=args.image_column)
+            data_collator = args.collator(args.views(model.config))
         super().__init__(
             model,
             args,
             data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
+            train_dataset=_undecoded(train_dataset, args.image_column),
+            eval_dataset=_undecoded(eval_dataset, args.image_column),
             callbacks=callbacks,
             **kwargs,
         )
+        self._unreadable = UnreadableImages(args.max_unreadable_share)
         self._sums: dict[str, torch.Tensor] = {}
         self._num_steps = 0.0
         self._interrupt = GracefulInterruptCallback()
         self.add_callback(self._interrupt)
+        self.add_callback(ProcessSeedCallback())
         self.add_callback(PushCodeCallback())
         if model.teacher is not None:
             self.add_callback(TeacherCallback())
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(StellarProgressCallback())
+
+    @cached_property
+    def _views(self) -> StellarViews:
+        return self.args.views(self.accelerator.unwrap_model(self.model).config)  # type: ignore[union-attr]
 
     @property
     def interrupted(self) -> bool:
@@ -118,8 +132,20 @@ class StellarTrainer(Trainer):
         """Weights with weight decay: all but norms, biases, positions and tokens."""
         return [name for name, _ in model.named_parameters() if not _NO_DECAY.search(name)]
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: the estimate of Transformers takes every pixel for a token."""
+        return 0
+
+    def evaluation_loop(self, *args, **kwargs):
+        """As in `Trainer`, with the same views and masks every time; training goes on as if nothing had been drawn."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed + self.args.process_index)
+            return super().evaluation_loop(*args, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The objective; keeps the value of every term for the next log."""
+        """The objective, of views that are made here unless the batch has them; keeps every term for the next log."""
+        inputs = self._with_views(inputs)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
             # The Trainer's own weights of the forwards of a step, so that the logged terms add up to the logged loss.
@@ -128,6 +154,14 @@ class StellarTrainer(Trainer):
                 self._sums[name] = self._sums.get(name, 0.0) + share * outputs[name].detach()
             self._num_steps += share
         return (loss, outputs) if return_outputs else loss
+
+    def _with_views(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = dict(inputs)
+        unreadable = inputs.pop("unreadable", [])
+        self._unreadable.count(unreadable, num_images=len(next(iter(inputs.values()))))
+        if "images" in inputs:
+            inputs.update(self._views(inputs.pop("images"), inputs.pop("image_sizes", None)))
+        return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every term and diagnostic since the last log to a log of the training loss."""
@@ -215,6 +249,20 @@ def _check_column(dataset: Any, column: str) -> None:
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, list) and column not in columns:
         raise ValueError(f"The data set has no column {column!r}, only {columns}: name it with image_column.")
+
+
+def _undecoded(dataset: Any, column: str) -> Any:
+    """The data set with its images as files: the collator decodes them, and replaces those that are broken."""
+    if isinstance(dataset, dict):
+        return {name: _undecoded(part, column) for name, part in dataset.items()}
+    if not is_datasets_available():
+        return dataset
+    import datasets
+
+    feature = (getattr(dataset, "features", None) or {}).get(column)
+    if isinstance(feature, datasets.Image) and feature.decode:
+        return dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
 
 
 def _with_uninterrupted_workers(dataloader: DataLoader) -> DataLoader:
