@@ -37,39 +37,35 @@ def load_images(
         The data set; `IterableDataset` if streaming.
 
     Raises:
-        ValueError: If there are no images, or several columns of them, or `streaming` is asked of one that is no stream.
+        ValueError: If there are no images, or several columns of them, or `streaming` is asked of
+            a folder of images.
     """
     import datasets
 
     path = Path(source)
-    if path.is_dir() and any((path / name).exists() for name in _SAVED_TO_DISK):
+    files = _files(path) if path.is_dir() else [str(source)]
+    suffixes = {Path(file).suffix.lower() for file in files}
+    if any((path / name).exists() for name in _SAVED_TO_DISK):
         dataset = datasets.load_from_disk(path)
         dataset = dataset[split] if isinstance(dataset, datasets.DatasetDict) else dataset
         dataset = dataset.to_iterable_dataset() if streaming else dataset
-    elif path.suffix in _BUILDER_OF_SUFFIX or path.is_dir():
-        files = [str(source)] if not path.is_dir() else _files(path, (*_BUILDER_OF_SUFFIX, *IMAGE_SUFFIXES))
-        suffixes = {Path(file).suffix.lower() for file in files}
-        if shards := suffixes & _BUILDER_OF_SUFFIX.keys():
-            if len(suffixes) > 1:
-                raise ValueError(f"{source} holds files of several kinds, {' '.join(sorted(suffixes))}: choose one.")
-            dataset = datasets.load_dataset(
-                _BUILDER_OF_SUFFIX[shards.pop()], data_files={split: files}, split=split, streaming=streaming
-            )
-        elif not files:
-            dataset = datasets.load_dataset(str(source), split=split, streaming=streaming)
-        elif streaming:
-            raise ValueError(
-                f"{source} is a folder of images, which are read as they are needed: leave out streaming."
-            )
-        else:
-            return _image_folder(path, files, image_column)
+    elif shards := suffixes & _BUILDER_OF_SUFFIX.keys():
+        if len(suffixes) > 1:
+            raise ValueError(f"{source} holds files of several kinds, {' '.join(sorted(suffixes))}: choose one.")
+        builder = _BUILDER_OF_SUFFIX[shards.pop()]
+        dataset = datasets.load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
+    elif path.is_dir() and files:
+        if streaming:
+            raise ValueError(f"{source} is a folder of images, which are read one by one anyway: leave out streaming.")
+        return _image_folder(path, files, image_column)
     else:
         dataset = datasets.load_dataset(str(source), split=split, streaming=streaming)
     return _with_image_column(dataset, image_column, str(source))
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
-    found = []
+def _files(folder: Path) -> list[str]:
+    """Paths of all images and shards in a folder and its subfolders."""
+    suffixes, found = (*_BUILDER_OF_SUFFIX, *IMAGE_SUFFIXES), []
     for parent, _, names in os.walk(folder, followlinks=True):
         found += [os.path.join(parent, name) for name in names if name.lower().endswith(suffixes)]
     return sorted(found)
