@@ -80,8 +80,8 @@ class DataArguments:
     train_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of images, searched with its subfolders; or folder or pattern of shards: WebDataset (.tar), "
-            "Parquet, Arrow."
+            "help": "Folder of images, searched with its subfolders; or folder or pattern of shards (WebDataset, "
+            "Parquet, Arrow)."
         },
     )
     dataset_name: str | None = field(default=None, metadata={"help": "Data set on the Hub, or its local folder."})

@@ -304,10 +304,8 @@ def test_corrupt_image_is_named(error_of, tmp_path, num_workers):
     model = f"--model_config={json.dumps(TINY_MODEL)}"
     arguments = [f"--train_dir={tmp_path}", model, *TINY_RUN, "--max_steps=1", f"--output_dir={tmp_path / 'out'}"]
     message = error_of(*arguments, f"--dataloader_num_workers={num_workers}")
-    assert (
-        message
-        == f"error: None of the 1 images of a batch can be read. {tmp_path / 'broken.png'} cannot be read: unknown format."
-    )
+    assert message.startswith("error: None of the 1 images of a batch can be read.")
+    assert f"{tmp_path / 'broken.png'} cannot be read: unknown format." in message
 
 
 def test_model_config_that_does_not_fit_the_checkpoint(error_of, run_script, own_images, tmp_path):

@@ -71,7 +71,7 @@ class StellarCollator:
         return {**batch, "unreadable": unreadable} if unreadable else batch
 
     def _read(self, images: list[Any]) -> tuple[list[Tensor], list[str]]:
-        """The images, those that cannot be read replaced by readable ones, and what is wrong with each of the former."""
+        """The images, readable ones in place of those that are not, and what is wrong with each of the latter."""
         tensors: list[Tensor | None] = []
         unreadable = []
         for index, image in enumerate(images):

@@ -262,7 +262,7 @@ def _checked_sizes(image_sizes: Tensor | None, images: Tensor) -> Tensor:
 def _random_boxes(
     rand: Callable[..., Tensor], sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Tensor:
-    """Boxes (B, 4) of top, left, height, width in pixels by the law of RandomResizedCrop, in images of (B, 2) sizes."""
+    """Boxes (B, 4) of top, left, height, width by the law of RandomResizedCrop, for images of (B, 2) sizes."""
     height, width = sizes[:, :1], sizes[:, 1:]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * rand(_BOX_TRIES))
     aspect = torch.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * rand(_BOX_TRIES))

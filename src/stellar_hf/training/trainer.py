@@ -105,7 +105,8 @@ class StellarTrainer(Trainer):
 
     @cached_property
     def _views(self) -> StellarViews:
-        return self.args.views(self.accelerator.unwrap_model(self.model).config)  # type: ignore[union-attr]
+        args: Any = self.args  # StellarTrainingArguments, which the base class does not know
+        return args.views(self.accelerator.unwrap_model(self.model).config)
 
     @property
     def interrupted(self) -> bool:
