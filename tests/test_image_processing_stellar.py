@@ -358,6 +358,20 @@ def test_class_maps_of_whole_images_equal_upsampled_logits():
         torch.testing.assert_close(classes, upsampled.argmax(0))
 
 
+def test_scores_are_the_mixed_logits_and_nothing_outside_of_the_crop():
+    """In the frame of the resized image: the upsampled logits where the crop was, no preference around it."""
+    processor = StellarImageProcessorPil(size={"shortest_edge": 36}, crop_size=32)
+    logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="gets label 9") as warned:
+        (result,) = processor.post_process_semantic_segmentation(
+            ModelOutput(logits=logits.bfloat16()), [(36, 54)], return_segmentation_scores=True, ignore_index=9
+        )
+    assert warned[0].filename == __file__
+    crop = F.interpolate(logits.bfloat16().float(), size=(32, 32), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(result.segmentation_scores, F.pad(crop, (11, 11, 2, 2)))
+    torch.testing.assert_close(result.segmentation, F.pad(crop.argmax(0), (11, 11, 2, 2), value=9))
+
+
 def test_class_maps_without_target_sizes_keep_the_resolution_of_the_logits(processor):
     classes = torch.tensor([[[0, 1, 2], [2, 1, 0]], [[1, 1, 1], [0, 0, 2]]])
     maps = processor.post_process_semantic_segmentation(class_output(classes, num_labels=3))
