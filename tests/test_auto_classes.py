@@ -71,6 +71,18 @@ def test_auto_classes_resolve_whatever_the_order_of_imports(model_folder, import
     assert process.stderr == ""
 
 
+def test_auto_classes_resolve_where_a_broken_torchvision_is_hidden(model_folder, tmp_path):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('built for another torch')")
+    metadata = tmp_path / "torchvision-0.1.dist-info/METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    hide = f"sys.path.insert(0, {str(tmp_path)!r})\nsys.modules['torchvision'] = None\nimport stellar_hf"
+    process = run(hide + LOAD, model_folder)
+    assert process.stdout == LOADED.replace(PROCESSOR, "StellarImageProcessorPil")
+    assert process.stderr == ""
+
+
 def test_public_names_exist():
     assert set(stellar_hf.__all__) <= set(dir(stellar_hf))
     with pytest.raises(AttributeError, match="has no attribute 'StellarModle'"):

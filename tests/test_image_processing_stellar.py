@@ -34,6 +34,14 @@ def torchvision_works() -> bool:
     return True
 
 
+def auto_class_works() -> bool:
+    try:
+        AutoImageProcessor.from_pretrained  # noqa: B018
+    except ImportError:
+        return False
+    return True
+
+
 NEEDS_TORCHVISION = pytest.mark.skipif(not torchvision_works(), reason="torchvision is missing or broken")
 BACKENDS = [
     pytest.param(StellarImageProcessorPil, id="pil"),
@@ -182,6 +190,7 @@ def test_image_smaller_than_crop_is_padded():
     torch.testing.assert_close(pixels, expected)
 
 
+@pytest.mark.skipif(not auto_class_works(), reason="Transformers 5.17 has no AutoImageProcessor without torchvision")
 @every_backend
 @pytest.mark.parametrize("backend", [None, "pil", pytest.param("torchvision", marks=NEEDS_TORCHVISION)])
 def test_what_one_backend_saved_loads_in_each_without_a_word(tmp_path, caplog, monkeypatch, processor_class, backend):
@@ -356,6 +365,20 @@ def test_class_maps_of_whole_images_equal_upsampled_logits():
     for image_logits, classes in zip(logits.bfloat16().float(), maps, strict=True):
         upsampled = F.interpolate(image_logits[None], size=classes.shape, mode="bilinear", align_corners=False)[0]
         torch.testing.assert_close(classes, upsampled.argmax(0))
+
+
+def test_scores_are_the_mixed_logits_and_nothing_outside_of_the_crop():
+    """In the frame of the resized image: the upsampled logits where the crop was, no preference around it."""
+    processor = StellarImageProcessorPil(size={"shortest_edge": 36}, crop_size=32)
+    logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="gets label 9") as warned:
+        (result,) = processor.post_process_semantic_segmentation(
+            ModelOutput(logits=logits.bfloat16()), [(36, 54)], return_segmentation_scores=True, ignore_index=9
+        )
+    assert warned[0].filename == __file__
+    crop = F.interpolate(logits.bfloat16().float(), size=(32, 32), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(result.segmentation_scores, F.pad(crop, (11, 11, 2, 2)))
+    torch.testing.assert_close(result.segmentation, F.pad(crop.argmax(0), (11, 11, 2, 2), value=9))
 
 
 def test_class_maps_without_target_sizes_keep_the_resolution_of_the_logits(processor):

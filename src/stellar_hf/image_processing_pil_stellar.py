@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 # Diffusers loads a pipeline's image processor only if the module that defines it exposes this name.
 from transformers.image_processing_utils import ImageProcessingMixin  # noqa: F401
@@ -67,7 +68,7 @@ class StellarImageProcessorMixin:
         grids = _localization_on_grid(outputs)
         if target_sizes is None:
             return list(grids)
-        sizes = _checked_target_sizes(target_sizes, batch_size=len(grids))
+        sizes = _checked_target_sizes(target_sizes, len(grids))
         return [
             self._localization_on_image(maps, height, width)
             for maps, (height, width) in zip(grids, sizes, strict=True)
@@ -77,8 +78,9 @@ class StellarImageProcessorMixin:
         self,
         outputs: ModelOutput,
         target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
+        return_segmentation_scores: bool = False,
         ignore_index: int = 255,
-    ) -> list[Tensor]:
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Turns the logits of semantic segmentation into one map of classes per original image.
 
         A pixel inside the centre crop takes the largest of the bilinearly mixed logits around it
@@ -93,10 +95,13 @@ class StellarImageProcessorMixin:
                 processed image.
             target_sizes: Height and width in pixels of each original image, B pairs or an integer tensor of shape
                 (B, 2). `None` leaves the maps in the resolution of the logits.
+            return_segmentation_scores: Whether to return the mixed logits with the map that is their largest.
             ignore_index: Label of the pixels outside of the crop.
 
         Returns:
-            B int64 tensors of shape (H, W), or (h, w) without `target_sizes`.
+            B int64 tensors of shape (H, W), or (h, w) without `target_sizes`. With `return_segmentation_scores` each
+            is the `segmentation` of an output that also has `segmentation_scores`, a float32 tensor of shape
+            (num_labels, H, W), or (num_labels, h, w): the logits, 0 for every class outside of the crop.
 
         Raises:
             ValueError: If `outputs` has no logits of four dimensions, `target_sizes` are not B pairs of positive
@@ -104,23 +109,26 @@ class StellarImageProcessorMixin:
                 that is one of the model's classes.
         """
         logits = _checked_logits(outputs)
-        if target_sizes is None:
-            return list(logits.argmax(dim=1))
-        sizes = _checked_target_sizes(target_sizes, batch_size=len(logits))
-        maps = []
-        for image_logits, (height, width) in zip(logits, sizes, strict=True):
-            maps.append(self._classes_on_image(image_logits, height, width, ignore_index))
-        return maps
+        sizes = [None] * len(logits) if target_sizes is None else _checked_target_sizes(target_sizes, len(logits))
+        results: list = []
+        for image_logits, size in zip(logits, sizes, strict=True):
+            result = self._segmentation_on_image(image_logits, size, ignore_index)
+            results.append(result if return_segmentation_scores else result.segmentation)
+        return results
 
     def _localization_on_image(self, maps: Tensor, height: int, width: int) -> Tensor:
         sampled, in_crop = self._sampled_on_image(maps, height, width)
         return sampled * in_crop
 
-    def _classes_on_image(self, logits: Tensor, height: int, width: int, ignore_index: int) -> Tensor:
-        sampled, in_crop = self._sampled_on_image(logits, height, width)
-        classes = sampled.argmax(dim=0)
+    def _segmentation_on_image(
+        self, logits: Tensor, size: list[int] | None, ignore_index: int
+    ) -> SemanticSegmentationPostProcessorOutput:
+        if size is None:
+            return _segmentation(logits.argmax(dim=0), logits)
+        scores, in_crop = self._sampled_on_image(logits, *size)
+        classes = scores.argmax(dim=0)
         if in_crop.all():
-            return classes
+            return _segmentation(classes, scores)
         if 0 <= ignore_index < len(logits):
             raise ValueError(
                 f"Pixels outside of the centre crop would get label {ignore_index}, a class of the {len(logits)} that "
@@ -132,7 +140,7 @@ class StellarImageProcessorMixin:
             "image-segmentation pipeline needs that.",
             stacklevel=3,
         )
-        return classes.masked_fill(~in_crop, ignore_index)
+        return _segmentation(classes.masked_fill(~in_crop, ignore_index), scores.masked_fill(~in_crop, 0))
 
     def _sampled_on_image(self, maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Samples (C, h, w) maps of the processed image at every pixel of the original one.
@@ -209,6 +217,10 @@ def _checked_logits(outputs: ModelOutput) -> Tensor:
             "pass the output of a model for semantic segmentation."
         )
     return logits.float()
+
+
+def _segmentation(classes: Tensor, scores: Tensor) -> SemanticSegmentationPostProcessorOutput:
+    return SemanticSegmentationPostProcessorOutput({"segmentation": classes, "segmentation_scores": scores})
 
 
 def _checked_target_sizes(target_sizes: Sequence[tuple[int, int]] | Tensor, batch_size: int) -> list[list[int]]:

@@ -16,6 +16,9 @@ from transformers.utils import requires_backends
 
 from .image_processing_pil_stellar import StellarImageProcessorMixin
 
+# What Transformers calls this class in the `auto_map` of a folder that carries the code.
+_REFERENCE = "image_processing_stellar.StellarImageProcessor"
+
 
 class StellarImageProcessor(StellarImageProcessorMixin, TorchvisionBackend):
     """Prepares images for STELLAR as `StellarImageProcessorPil` does, on torch tensors, also on an accelerator.
@@ -32,6 +35,17 @@ class StellarImageProcessor(StellarImageProcessorMixin, TorchvisionBackend):
     def __init__(self, **kwargs):
         requires_backends(self, ["torchvision"])
         super().__init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """The settings. Where they come with this code, they name that of the PIL backend too.
+
+        So the Auto class takes the latter where torchvision is missing, or where it is asked to.
+        """
+        settings = super().to_dict()
+        if settings.get("auto_map", {}).get("AutoImageProcessor") == _REFERENCE:
+            backends = ["image_processing_pil_stellar.StellarImageProcessorPil", _REFERENCE]
+            settings["auto_map"] = {**settings["auto_map"], "AutoImageProcessor": backends}
+        return settings
 
     # The base classes' signatures differ from each other.
     def resize(self, image: Tensor, size: SizeDict, resample=None, **kwargs) -> Tensor:  # type: ignore[override]

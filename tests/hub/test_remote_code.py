@@ -9,10 +9,12 @@ import pytest
 import torch
 import transformers
 from transformers import AutoConfig
+from transformers.utils import is_torchvision_available
 
 import stellar_hf
-from stellar_hf import StellarConfig, StellarForPreTraining, StellarImageProcessorPil
+from stellar_hf import StellarConfig, StellarForPreTraining
 from stellar_hf.hub_stellar import AUTO_MAP
+from stellar_hf.image_processing_pil_stellar import StellarImageProcessorMixin
 
 # Models with the Auto class that loads them.
 MODELS = {
@@ -128,7 +130,7 @@ def test_with_the_package_its_own_classes_load_the_folder_without_a_question(sha
     model = transformers.AutoModel.from_pretrained(shared_folder / "StellarModel")
     assert type(model) is stellar_hf.StellarModel
     processor = transformers.AutoImageProcessor.from_pretrained(shared_folder / "StellarModel")
-    assert type(processor) is StellarImageProcessorPil
+    assert isinstance(processor, StellarImageProcessorMixin)
 
 
 def test_auto_map_names_what_the_auto_classes_load():
@@ -151,3 +153,39 @@ def test_folder_without_code_does_not_promise_it(shared_folder, tmp_path, tiny_c
     for folder in (tmp_path / "new", tmp_path / "again"):
         assert list(folder.glob("*.py")) == []
         assert "auto_map" not in json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="there is no torchvision")
+def test_without_the_package_the_torchvision_processor_loads_in_both_backends(run_python, photograph, tmp_path):
+    """Also when what was loaded has saved it again."""
+    save = """
+    import numpy as np
+    from stellar_hf import StellarImageProcessor
+
+    processor = StellarImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor.register_for_auto_class()
+    processor.save_pretrained(sys.argv[1])
+    np.save(f"{sys.argv[1]}/pixels.npy", processor(np.load(sys.argv[2]), return_tensors="np").pixel_values)
+    """
+    load = """
+    import numpy as np
+
+    from transformers import AutoImageProcessor
+
+    folder, image, backend = sys.argv[1], np.load(sys.argv[2]), sys.argv[3]
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True, backend=backend)
+    assert type(processor).__module__.startswith("transformers_modules."), type(processor)
+    print(type(processor).__name__)
+    pixels = processor(image, return_tensors="np").pixel_values
+    # The other backend may differ by one of the 255 levels, divided by a standard deviation of 0.224 or more.
+    tolerance = 0 if backend == "torchvision" else 1 / 255 / 0.224 + 1e-6
+    np.testing.assert_allclose(pixels, np.load(f"{folder}/pixels.npy"), rtol=0, atol=tolerance)
+    if backend == "torchvision":
+        processor.save_pretrained(folder)
+    """
+    image = tmp_path / "image.npy"
+    np.save(image, photograph)
+    run_python(save, tmp_path / "processor", image)
+    for backend, name in (("torchvision", "StellarImageProcessor"), ("pil", "StellarImageProcessorPil")):
+        output = run_python(load, tmp_path / "processor", image, backend, with_package=False)
+        assert output == f"{name}\n"

@@ -5,7 +5,9 @@
 import unittest
 
 import pytest
+import torch
 from transformers import AutoImageProcessor
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
@@ -58,8 +60,15 @@ class StellarImageProcessingTester:
         crop_size = self.settings["crop_size"]
         return self.num_channels, crop_size["height"], crop_size["width"]
 
+    def prepare_post_process_semantic_segmentation_inputs(self) -> tuple[dict, dict]:
+        shape = {"num_labels": 5, "height": 4, "width": 3}
+        logits = torch.randn(self.batch_size, *shape.values(), generator=torch.Generator().manual_seed(0))
+        return {"outputs": SemanticSegmenterOutput(logits=logits)}, shape
 
-class StellarImageProcessingTest(common.ImageProcessingTestMixin, unittest.TestCase):
+
+class StellarImageProcessingTest(
+    common.ImageProcessingTestMixin, common.PostProcessSemanticSegmentationTestMixin, unittest.TestCase
+):
     # The common tests find the classes by the name of the folder, or test none.
     image_processing_classes = dict(IMAGE_PROCESSOR_MAPPING[StellarConfig])
     image_processor_dict = StellarImageProcessingTester.settings
@@ -78,7 +87,3 @@ class StellarImageProcessingTest(common.ImageProcessingTestMixin, unittest.TestC
     @unittest.skipUnless(is_torchvision_available(), "There is no torchvision here; the PIL image processor serves.")
     def test_new_models_require_torchvision_backend(self):
         super().test_new_models_require_torchvision_backend()
-
-    @unittest.skip("Class maps come without the scores that the common tests of post-processing ask for.")
-    def test_post_process_test_mixin_inheritance(self):
-        pass
