@@ -804,6 +804,10 @@ class StellarForPreTraining(StellarPreTrainedModel):
 
     The teacher (`config.use_teacher`) starts as a copy of the model; move it with
     [`~StellarForPreTraining.update_teacher`] once per optimizer step, as [`StellarTrainer`] does.
+
+    Adapters (PEFT) on the encoder or the clustering heads need twins in the teacher, which follow them and are saved
+    with them: give `target_modules` as names, such as `["q_proj", "v_proj"]`, which match in both. Twins start with
+    random values of their own, so call `update_teacher(0.0)` once after adding the adapters.
     """
 
     _keys_to_ignore_on_load_missing = [r"^teacher\."]  # it then starts as a copy
@@ -841,11 +845,23 @@ class StellarForPreTraining(StellarPreTrainedModel):
         return self
 
     def teacher_and_student_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Pairs of each teacher weight and the student weight that it follows; none without a teacher."""
+        """
+        Pairs of each teacher weight and the student weight that it follows; none without a teacher.
+
+        Raises:
+            ValueError: If adapters were added to the student and not to the teacher, or the other way round.
+        """
         if self.teacher is None:
             return []
-        student = dict(self.named_parameters())
-        return [(weight, student[name]) for name, weight in self.teacher.named_parameters()]
+        student, teacher = dict(self.named_parameters()), dict(self.teacher.named_parameters())
+        unpaired = [name for name in teacher if name not in student]
+        if unpaired:
+            raise ValueError(
+                f"{len(unpaired)} weights of the teacher, such as {unpaired[0]}, have no counterpart in the student: "
+                "adapters must be added to both. Give target_modules and modules_to_save as names that match "
+                'in both, such as ["q_proj", "v_proj"].'
+            )
+        return [(weight, student[name]) for name, weight in teacher.items()]
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -856,7 +872,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             momentum: m in [0, 1]; the paper takes 0.996.
 
         Raises:
-            ValueError: If the model has no teacher, or `momentum` is out of range.
+            ValueError: If the model has no teacher, its adapters are not the student's, or `momentum` is out of range.
         """
         if self.teacher is None:
             raise ValueError("This model has no teacher: set use_teacher=True in its StellarConfig.")
