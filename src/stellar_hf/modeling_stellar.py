@@ -906,14 +906,14 @@ class StellarForPreTraining(StellarPreTrainedModel):
             noise (`torch.Tensor` of shape `(B * G, N)`, *optional*): Masking scores of the global views, image-major,
                 lowest kept, used as they are. Drawn by [`masking_noise`] by default.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
-            return_loss (`bool`, defaults to `True`): Whether to compute the objective. A code model without
-                `code_labels` and views returns no loss either.
+            return_loss (`bool`, defaults to `True`): Whether to compute the objective, which needs all weights in
+                memory. A code model without `code_labels` and views returns no loss either.
 
         Returns:
             [`StellarForPreTrainingOutput`]
 
         Raises:
-            ValueError: On views, codes or noise of a wrong shape, or missing codes.
+            ValueError: On views, codes or noise of a wrong shape, missing codes, or a loss with offloaded weights.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
@@ -922,6 +922,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         codes_missing = self.config.reconstruction_target == "codes" and code_labels is None
         has_views = global_pixel_values is not None or local_pixel_values is not None
         if return_loss and (has_views or not codes_missing):
+            self._check_weights_are_in_memory(pixel_values.device)
             self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
             terms = self._alignment_terms(
                 pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
@@ -940,6 +941,15 @@ class StellarForPreTraining(StellarPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _check_weights_are_in_memory(self, device: torch.device) -> None:
+        # Offloaded weights are loaded for the forward of their module alone; the objective reads prototypes elsewhere.
+        offloaded = [name for name, weight in self.named_parameters() if weight.device.type == "meta"]
+        if offloaded and device.type != "meta":
+            raise ValueError(
+                f"The loss needs all weights in memory, but {len(offloaded)} of them, such as {offloaded[0]}, are "
+                "offloaded: pass return_loss=False, or load the model without offload."
+            )
 
     def _check_views(
         self, batch_size: int, global_pixel_values: torch.Tensor | None, local_pixel_values: torch.Tensor | None
