@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import stellar_hf
 from stellar_hf import (
     StellarBackbone,
     StellarForImageClassification,
@@ -116,18 +115,15 @@ def test_the_data_type_is_the_checkpoints(saved, settings):
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
+@every_class
 @pytest.mark.parametrize("settings", [{}, {"low_cpu_mem_usage": True}, {"device_map": "auto"}], ids=str)
-def test_shards_are_put_together(saved, settings):
-    model, folder = saved(StellarForPreTraining, max_shard_size="20KB")
+def test_shards_are_put_together(saved, model_class, settings):
+    model, folder = saved(model_class, max_shard_size="20KB")
     shards = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     assert len(set(shards.values())) > 2 and shards.keys() == model.state_dict().keys()
     assert {file.name for file in folder.glob("*.safetensors")} == set(shards.values())
-    loaded = StellarForPreTraining.from_pretrained(folder, **settings)
+    loaded = model_class.from_pretrained(folder, **settings)
     assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in loaded.state_dict().items())
-
-
-def test_low_cpu_mem_usage_is_accepted():
-    StellarModel.from_pretrained(stellar_hf.DEMO_MODEL, low_cpu_mem_usage=True)
 
 
 # The Fourier matrix is random, and part of the checkpoint ------------------------------------------------------------

@@ -149,9 +149,9 @@ def test_a_classifier_learns_by_its_adapters_and_its_head_alone(classifier_folde
 def test_transformers_own_methods(classifier_folder, tmp_path):
     """`add_adapter`, saving the adapter alone, `load_adapter`, and an Auto class on the folder of the adapter."""
     model = AutoModelForImageClassification.from_pretrained(classifier_folder)
-    model.add_adapter(lora(modules_to_save=["classifier"]))
+    model.add_adapter(lora())
     losses = train(model, pixel_values=PIXELS, labels=LABELS)
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.7 * losses[0]
     model.save_pretrained(tmp_path / "adapter")
     assert not list((tmp_path / "adapter").glob("model*"))
 
