@@ -804,6 +804,10 @@ class StellarForPreTraining(StellarPreTrainedModel):
 
     The teacher (`config.use_teacher`) starts as a copy of the model; move it with
     [`~StellarForPreTraining.update_teacher`] once per optimizer step, as [`StellarTrainer`] does.
+
+    Adapters (PEFT) on the encoder or the clustering heads need twins in the teacher, which follow them and are saved
+    with them: give `target_modules` as names, such as `["q_proj", "v_proj"]`, which match in both. Twins start with
+    random values of their own, so call `update_teacher(0.0)` once after adding the adapters.
     """
 
     _keys_to_ignore_on_load_missing = [r"^teacher\."]  # it then starts as a copy
@@ -841,11 +845,23 @@ class StellarForPreTraining(StellarPreTrainedModel):
         return self
 
     def teacher_and_student_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Pairs of each teacher weight and the student weight that it follows; none without a teacher."""
+        """
+        Pairs of each teacher weight and the student weight that it follows; none without a teacher.
+
+        Raises:
+            ValueError: If adapters were added to the student and not to the teacher, or the other way round.
+        """
         if self.teacher is None:
             return []
-        student = dict(self.named_parameters())
-        return [(weight, student[name]) for name, weight in self.teacher.named_parameters()]
+        student, teacher = dict(self.named_parameters()), dict(self.teacher.named_parameters())
+        unpaired = [name for name in teacher if name not in student]
+        if unpaired:
+            raise ValueError(
+                f"{len(unpaired)} weights of the teacher, such as {unpaired[0]}, have no counterpart in the student: "
+                "adapters must be added to both. Give target_modules and modules_to_save as names that match "
+                'in both, such as ["q_proj", "v_proj"].'
+            )
+        return [(weight, student[name]) for name, weight in teacher.items()]
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
@@ -856,7 +872,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             momentum: m in [0, 1]; the paper takes 0.996.
 
         Raises:
-            ValueError: If the model has no teacher, or `momentum` is out of range.
+            ValueError: If the model has no teacher, its adapters are not the student's, or `momentum` is out of range.
         """
         if self.teacher is None:
             raise ValueError("This model has no teacher: set use_teacher=True in its StellarConfig.")
@@ -890,14 +906,14 @@ class StellarForPreTraining(StellarPreTrainedModel):
             noise (`torch.Tensor` of shape `(B * G, N)`, *optional*): Masking scores of the global views, image-major,
                 lowest kept, used as they are. Drawn by [`masking_noise`] by default.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
-            return_loss (`bool`, defaults to `True`): Whether to compute the objective. A code model without
-                `code_labels` and views returns no loss either.
+            return_loss (`bool`, defaults to `True`): Whether to compute the objective, which needs all weights in
+                memory. A code model without `code_labels` and views returns no loss either.
 
         Returns:
             [`StellarForPreTrainingOutput`]
 
         Raises:
-            ValueError: On views, codes or noise of a wrong shape, or missing codes.
+            ValueError: On views, codes or noise of a wrong shape, missing codes, or a loss with offloaded weights.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
@@ -906,6 +922,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         codes_missing = self.config.reconstruction_target == "codes" and code_labels is None
         has_views = global_pixel_values is not None or local_pixel_values is not None
         if return_loss and (has_views or not codes_missing):
+            self._check_weights_are_in_memory(pixel_values.device)
             self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
             terms = self._alignment_terms(
                 pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
@@ -924,6 +941,15 @@ class StellarForPreTraining(StellarPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _check_weights_are_in_memory(self, device: torch.device) -> None:
+        # Offloaded weights are loaded for the forward of their module alone; the objective reads prototypes elsewhere.
+        offloaded = [name for name, weight in self.named_parameters() if weight.device.type == "meta"]
+        if offloaded and device.type != "meta":
+            raise ValueError(
+                f"The loss needs all weights in memory, but {len(offloaded)} of them, such as {offloaded[0]}, are "
+                "offloaded: pass return_loss=False, or load the model without offload."
+            )
 
     def _check_views(
         self, batch_size: int, global_pixel_values: torch.Tensor | None, local_pixel_values: torch.Tensor | None

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ from .callbacks import (
 )
 from .unreadable import UnreadableImages
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 DIAGNOSTICS = ("prototype_entropy", "slot_information", "token_diversity", "localization_sharpness")
 
 # Norms and biases, and what is learned for a place in the sequence: positions and tokens.
@@ -42,7 +45,7 @@ class StellarTrainer(Trainer):
     once per optimizer step, and finishes the step and saves a checkpoint on Ctrl-C.
 
     Args:
-        model: The model to pre-train.
+        model: The model to pre-train, with or without adapters of PEFT.
         args: Training arguments, with the settings of the views.
         data_collator: Turns examples into the inputs of `forward`, or into `images` and `image_sizes` as
             [`StellarCollator`] does, of which the trainer makes views; by default that one, as `args` say. It makes
@@ -53,13 +56,14 @@ class StellarTrainer(Trainer):
         **kwargs: As in `Trainer`.
 
     Raises:
-        ValueError: If the model or the arguments are of another class, the data set lacks the image column or has no
-            rows, the views are impossible, or a model that reconstructs codes has no data collator.
+        ValueError: If the model or the arguments are of another class, the teacher has other adapters than the
+            student, the data set lacks the image column or has no rows, the views are impossible, or a model that
+            reconstructs codes has no data collator.
     """
 
     def __init__(
         self,
-        model: StellarForPreTraining,
+        model: "StellarForPreTraining | PeftModel",
         args: StellarTrainingArguments,
         data_collator: Callable[[list[Any]], dict[str, torch.Tensor]] | None = None,
         train_dataset: Dataset | None = None,
@@ -67,21 +71,22 @@ class StellarTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs,
     ):
-        if not isinstance(model, StellarForPreTraining):
+        base_model = _without_adapters(model)
+        if not isinstance(base_model, StellarForPreTraining):
             raise ValueError(f"StellarTrainer trains a StellarForPreTraining, not a {type(model).__name__}.")
         if not isinstance(args, StellarTrainingArguments):
             raise ValueError(f"StellarTrainer takes StellarTrainingArguments, not {type(args).__name__}.")
         for dataset in (train_dataset, eval_dataset):
             _check_not_empty(dataset)
         if data_collator is None:
-            if model.config.reconstruction_target == "codes":
+            if base_model.config.reconstruction_target == "codes":
                 raise ValueError(
                     "The model reconstructs the codes of a tokenizer, which only a data_collator of your own can "
                     'give (as code_labels): pass one, or train a model with reconstruction_target="pixels".'
                 )
             for dataset in (train_dataset, eval_dataset):
                 _check_column(dataset, args.image_column)
-            data_collator = args.collator(args.views(model.config))
+            data_collator = args.collator(args.views(base_model.config))
         super().__init__(
             model,
             args,
@@ -98,7 +103,9 @@ class StellarTrainer(Trainer):
         self.add_callback(self._interrupt)
         self.add_callback(ProcessSeedCallback())
         self.add_callback(PushCodeCallback())
-        if model.teacher is not None:
+        if base_model.teacher is not None:
+            base_model.teacher_and_student_weights()  # refuses adapters that the teacher cannot follow
+            base_model.teacher.requires_grad_(False)  # adapters came with gradients, and DDP looks before train()
             self.add_callback(TeacherCallback())
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(StellarProgressCallback())
@@ -197,7 +204,7 @@ class StellarTrainer(Trainer):
         args: Any = self.args  # StellarTrainingArguments, which the base class does not know
         write_model_card(
             args.output_dir,
-            self.accelerator.unwrap_model(self.model),
+            _without_adapters(self.accelerator.unwrap_model(self.model)),
             name=model_name,
             repo_id=self.hub_model_id,
             revision=self.args.hub_revision,
@@ -235,6 +242,11 @@ class StellarTrainer(Trainer):
             for name, value in results.items()
             if name.startswith(("eval_", "test_")) and not name.endswith(speed) and isinstance(value, int | float)
         }
+
+
+def _without_adapters(model: Any) -> Any:
+    """The model in a wrapper of PEFT, which need not be installed; others as they are."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _as_list(values: str | list[str] | None) -> list[str]:
