@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from stellar_hf.data import StellarViews
-from stellar_hf.data.resampling import crop_and_resize
+from stellar_hf.data.resampling import _crop_and_resize_at_once, crop_and_resize
 
 VIEWS = StellarViews(num_global_views=3, num_local_views=2, global_size=24, local_size=12)
 PLAIN = replace(VIEWS, jitter_probability=0, grayscale_probability=0, blur_probability=0)
@@ -35,8 +35,9 @@ def all_equal(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@given(st.data())
-def test_crop_and_resize_equals_antialiased_interpolation_of_the_crop(data):
+@pytest.mark.parametrize("crop_and_resize", [crop_and_resize, _crop_and_resize_at_once])
+@given(data=st.data())
+def test_crop_and_resize_equals_antialiased_interpolation_of_the_crop(crop_and_resize, data):
     draw = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
     height, width, size = draw(1, 50), draw(1, 50), draw(1, 40)
     boxes = []

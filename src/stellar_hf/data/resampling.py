@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -47,6 +48,18 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> T
     Returns:
         float32 tensor of shape (B, C, size, size). Bicubic resampling may leave the range of the input.
     """
+    if images.device.type == "cpu":
+        crops = images.new_empty(len(images), images.shape[1], size, size)
+        for image, (top, left, height, width), crop in zip(images, boxes.tolist(), crops, strict=True):
+            box = image[None, :, top : top + height, left : left + width]
+            crop.copy_(F.interpolate(box, size=(size, size), mode="bicubic", antialias=True)[0])
+        crops[flip] = crops[flip].flip(-1)
+        return crops
+    return _crop_and_resize_at_once(images, boxes, size, flip)
+
+
+def _crop_and_resize_at_once(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:
+    """The same in two matrix products for the whole batch: on an accelerator many small kernels would take longer."""
     batch, channels, height, width = images.shape
     top, left, box_height, box_width = boxes.unbind(-1)
     rows = resampling_weights(top, box_height, height, size)
