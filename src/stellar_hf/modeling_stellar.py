@@ -9,7 +9,6 @@ arXiv 2602.01905. Shapes are written with B images, N = h * w patches, r sparse 
 
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_stellar import StellarConfig
 from .hub_stellar import AUTO_MAP, write_model_card
+from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder, resized_positions
 from .loss_stellar import (
     dice_loss,
     expected_prototypes,
@@ -290,7 +290,7 @@ class StellarEmbeddings(nn.Module):
         # First, since an exported program is bound to the outcome of each comparison of sizes.
         if not torch.compiler.is_exporting() and grid_size == (self.position_grid, self.position_grid):
             return positions
-        return _resized_positions(positions, grid_size)
+        return resized_positions(positions, grid_size)
 
     def forward(
         self,
@@ -589,98 +589,21 @@ class StellarPreTrainedModel(PreTrainedModel):
         from transformers import AutoModel  # only here: the Auto classes import this module
 
         vit = AutoModel.from_pretrained(pretrained_model_name_or_path)
-        model = cls(StellarConfig(**{**_config_fields_of_vit(vit.config), **config_fields})).eval()
-        encoder = model.base_model
-        weights = _encoder_weights_of_vit(vit.state_dict())
-        _fit_to_encoder(weights, encoder.state_dict(), f"{pretrained_model_name_or_path} ({vit.config.model_type})")
-        encoder.load_state_dict(weights, strict=False)
+        model = cls(StellarConfig(**{**config_fields_of_vit(vit.config), **config_fields})).eval()
+        source = f"{pretrained_model_name_or_path} ({vit.config.model_type})"
+        names, unused = load_vit_into_encoder(vit, model.base_model, source)
         if getattr(model, "teacher", None) is not None:
             model.update_teacher(0.0)
 
-        prefix = "" if encoder is model else f"{model.base_model_prefix}."
-        loaded = [prefix + name for name in weights]
+        prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+        loaded = [prefix + name for name in names]
         fresh = [name for name in model.state_dict() if name not in loaded and not name.startswith("teacher.")]
-        unused = [name for name in vit.state_dict() if _UNUSED_OF_VIT.search(name)]
         logger.warning(
-            f"{cls.__name__} from {pretrained_model_name_or_path} ({vit.config.model_type}): {len(loaded)} tensors of "
-            f"the encoder are the checkpoint's.\n  New, to be trained: {', '.join(fresh)}\n"
-            f"  Not used: {', '.join(unused) or 'none'}"
+            f"{cls.__name__} from {source}: {len(loaded)} tensors of the encoder are the checkpoint's.\n"
+            f"  New, to be trained: {', '.join(fresh)}\n  Not used: {', '.join(unused) or 'none'}"
         )
         report = {"loaded_keys": loaded, "missing_keys": fresh, "unexpected_keys": unused}
         return (model, report) if output_loading_info else model
-
-
-# Names in a ViT's state dict, as DINOv2 and older layouts have them, and ours.
-_VIT_NAMES = (
-    (r"^encoder\.layer\.", "layers."),
-    (r"\.attention\.attention\.(query|key|value)\.", lambda match: f".attention.{match[1][0]}_proj."),
-    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-)
-_UNUSED_OF_VIT = re.compile(r"^pooler\.|^embeddings\.mask_token$")
-_NEW_TO_VIT = re.compile(r"^embeddings\.sparse_tokens$|^localization\.")
-
-
-def _encoder_weights_of_vit(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a ViT under the names of our encoder, with layer scales multiplied in."""
-    weights = {}
-    for name, weight in state_dict.items():
-        if not _UNUSED_OF_VIT.search(name):
-            for pattern, replacement in _VIT_NAMES:
-                name = re.sub(pattern, replacement, name)
-            weights[name] = weight
-    for number, scaled in (("1", "attention.o_proj"), ("2", "mlp.fc2")):
-        suffix = f"layer_scale{number}.lambda1"
-        for name in [name for name in weights if name.endswith(suffix)]:
-            scale = weights.pop(name)
-            for part, factor in (("weight", scale[:, None]), ("bias", scale)):
-                target = f"{name.removesuffix(suffix)}{scaled}.{part}"
-                if target in weights:  # gated MLPs have others, and are refused later
-                    weights[target] = factor * weights[target]
-    return weights
-
-
-def _fit_to_encoder(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], source: str) -> None:
-    """Resizes the positions in `weights`; `ValueError` unless all then fit the encoder's `expected` tensors."""
-    name = "embeddings.position_embeddings"
-    if name in weights and weights[name].shape[1] != expected[name].shape[1]:
-        cls_position, positions = weights[name].split([1, weights[name].shape[1] - 1], dim=1)
-        side = math.isqrt(expected[name].shape[1] - 1)
-        weights[name] = torch.cat([cls_position, _resized_positions(positions, (side, side))], dim=1)
-    old = {name: weight.shape for name, weight in expected.items() if not _NEW_TO_VIT.search(name)}
-    misfits = sorted(name for name in {*weights, *old} if name not in weights or old.get(name) != weights[name].shape)
-    if misfits:
-        raise ValueError(
-            f"{source} is no plain ViT: {', '.join(misfits[:4])} do not fit STELLAR's encoder. Take a ViT, ViT-MAE or "
-            "DINOv2 checkpoint without registers and gated MLPs."
-        )
-
-
-def _config_fields_of_vit(config: Any) -> dict[str, Any]:
-    names = (
-        "hidden_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps num_channels qkv_bias "
-        "initializer_range hidden_dropout_prob attention_probs_dropout_prob image_size patch_size intermediate_size"
-    )
-    fields = {name: getattr(config, name) for name in names.split() if hasattr(config, name)}
-    if "intermediate_size" not in fields and hasattr(config, "mlp_ratio"):
-        fields["intermediate_size"] = int(config.hidden_size * config.mlp_ratio)
-    for name in ("image_size", "patch_size"):
-        value = fields.get(name)
-        if isinstance(value, list | tuple) and len(set(value)) == 1:
-            fields[name] = value[0]
-        elif not isinstance(value, int):
-            raise ValueError(f"The checkpoint's {name} is {value}, but STELLAR takes over square ones only.")
-    return fields
-
-
-def _resized_positions(positions: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Position embeddings (1, n * n, d) of patches, without CLS, interpolated bicubically to (1, h * w, d)."""
-    side = math.isqrt(positions.shape[1])
-    grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    # In float32: bicubic weights in half precision shift the positions.
-    resized = F.interpolate(grid.float(), size=grid_size, mode="bicubic", align_corners=False)
-    return resized.to(positions.dtype).flatten(2).transpose(1, 2)
 
 
 class StellarModel(StellarPreTrainedModel):
