@@ -7,16 +7,18 @@ Source of the mathematics: "Learning Sparse Visual Representations via Spatial-S
 arXiv 2602.01905. Shapes are written with B images, N = h * w patches, r sparse tokens, hidden size d, K prototypes.
 """
 
+import inspect
 import math
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -35,7 +37,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_stellar import StellarConfig
-from .hub_stellar import AUTO_MAP, write_model_card
+from .hub_stellar import AUTO_MAP, modification_times, push_folder
 from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder, resized_positions
 from .loss_stellar import (
     dice_loss,
@@ -502,48 +504,45 @@ class StellarPreTrainedModel(PreTrainedModel):
         elif isinstance(module, StellarClusteringHead):
             init.normal_(module.prototypes)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs
+    ) -> None:
         """
         As in `PreTrainedModel`. A class on which `register_for_auto_class` was called saves its code, too, and every
         Auto class then loads the folder with `trust_remote_code=True`, on a machine without this package.
+
+        With `push_to_hub=True`, what was written is pushed as by [`~StellarPreTrainedModel.push_to_hub`], whose
+        arguments are taken, too; `repo_id` is the folder's name by default.
         """
         if self.is_remote_code():
             self.config.auto_map = dict(AUTO_MAP)
         elif hasattr(self.config, "auto_map"):
             del self.config.auto_map  # of the folder it was loaded from: the code does not come along
+        if not push_to_hub:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        of_saving = inspect.signature(super().save_pretrained).parameters
+        of_hub = {name: kwargs.pop(name) for name in [*kwargs] if name not in of_saving}
+        repo_id = of_hub.pop("repo_id", Path(save_directory).absolute().name)
+        before = modification_times(save_directory)
         super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            push_folder(save_directory, self, repo_id, unless_modified=before, token=kwargs.get("token"), **of_hub)
 
     def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = "Upload model",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str = "50GB",
-        tags: str | Sequence[str] | None = None,
+        self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs
     ) -> CommitInfo:
-        """As in `PreTrainedModel`, with a model card of what is known; one that a person wrote stays as it is."""
-        tags = [tags] if isinstance(tags, str) else tags or []
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        """
+        As in `PreTrainedModel`, with a model card of what is known; one that a person wrote stays as it is.
+
+        Args:
+            repo_id: Repository, as owner/name or the name alone; created if it does not exist.
+            max_shard_size: Size of a file of weights, above which they are split.
+            **kwargs: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            tags = [*(self.model_tags or []), *tags]
-            write_model_card(folder, self, repo_id=repo_id, revision=revision, token=token, tags=tags)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                revision=revision,
-                create_pr=create_pr,
-            )
+            return push_folder(folder, self, repo_id, **kwargs)
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) normalized pixels to float32 RGB in [0, 1]."""
