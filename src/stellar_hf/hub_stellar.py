@@ -96,7 +96,7 @@ def push_folder(
     unchanged = (unless_modified or {}).items() & modification_times(folder).items()
     return api.upload_folder(
         repo_id=repo_id,
-        folder_path=folder,
+        folder_path=os.fspath(folder),
         commit_message=commit_message or "Upload model",
         commit_description=commit_description,
         revision=revision,

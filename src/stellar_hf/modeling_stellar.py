@@ -430,6 +430,7 @@ class StellarDecoder(nn.Module):
                 f"code_labels are {found}, but a model with reconstruction_target='codes' needs the tokenizer's codes "
                 f"of the clean view as {tuple(reconstruction.shape[:2])}."
             )
+        _check_range(code_labels, reconstruction.shape[2], "code_labels", "codebook_size")
         return F.cross_entropy(reconstruction.float().flatten(0, 1), code_labels.flatten())
 
 
@@ -681,6 +682,8 @@ class StellarModel(StellarPreTrainedModel):
                 are not seen.
             interpolate_pos_encoding (`bool`, defaults to `True`): Whether other sizes than `config.image_size` are
                 taken, by interpolating the position embeddings.
+            **kwargs: `output_hidden_states`, `output_attentions` and `return_dict` (`bool`), by default those of the
+                configuration, and what the attention implementation takes.
 
         Returns:
             [`StellarModelOutput`]
@@ -814,12 +817,14 @@ class StellarForPreTraining(StellarPreTrainedModel):
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the objective. A code model without
                 `code_labels` and views returns no loss either.
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             [`StellarForPreTrainingOutput`]
 
         Raises:
-            ValueError: On views, codes or noise of a wrong shape, or missing codes.
+            ValueError: On views, codes or noise of a wrong shape, missing codes or codes out of range, noise without
+                global views, or pixels that [`StellarModel`] refuses.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
@@ -828,7 +833,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         codes_missing = self.config.reconstruction_target == "codes" and code_labels is None
         has_views = global_pixel_values is not None or local_pixel_values is not None
         if return_loss and (has_views or not codes_missing):
-            self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
+            self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values, noise)
             terms = self._alignment_terms(
                 pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
             )
@@ -848,7 +853,11 @@ class StellarForPreTraining(StellarPreTrainedModel):
         )
 
     def _check_views(
-        self, batch_size: int, global_pixel_values: torch.Tensor | None, local_pixel_values: torch.Tensor | None
+        self,
+        batch_size: int,
+        global_pixel_values: torch.Tensor | None,
+        local_pixel_values: torch.Tensor | None,
+        noise: torch.Tensor | None,
     ) -> None:
         for name, views in (("global_pixel_values", global_pixel_values), ("local_pixel_values", local_pixel_values)):
             if views is not None and (views.ndim != 5 or views.shape[0] != batch_size):
@@ -856,6 +865,11 @@ class StellarForPreTraining(StellarPreTrainedModel):
                     f"{name} have shape {tuple(views.shape)}, but must be (batch, views, channels, height, width) "
                     f"with the batch of pixel_values, {batch_size}."
                 )
+        if noise is not None and global_pixel_values is None:
+            raise ValueError(
+                f"noise of shape {tuple(noise.shape)} came without global_pixel_values, whose patches it masks: pass "
+                "both, or neither."
+            )
         if self.teacher is not None and global_pixel_values is not None and global_pixel_values.shape[1] < 2:
             raise ValueError(
                 "With use_teacher=True the teacher sees the second global view, but global_pixel_values have shape "
@@ -1031,6 +1045,7 @@ class StellarForImageClassification(StellarPreTrainedModel):
                 `(B,)` with `num_labels=1` for regression; floats `(B, num_labels)` for several labels an image.
                 `config.problem_type` decides where this leaves a choice.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             `ImageClassifierOutput` with `logits` of shape `(B, num_labels)`, and `loss` if there are labels.
@@ -1043,7 +1058,7 @@ class StellarForImageClassification(StellarPreTrainedModel):
         loss = None
         if labels is not None:
             if self.num_labels > 1 and labels.dtype == torch.long:
-                _check_classes(labels, self.num_labels)
+                _check_range(labels, self.num_labels)
             loss = self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -1093,6 +1108,7 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
             labels (`torch.Tensor` of shape `(B, H', W')`, *optional*): int64 class of each pixel in [0, num_labels),
                 or `config.semantic_loss_ignore_index`. The logits are upsampled to this size for the loss.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             `SemanticSegmenterOutput` with `logits` of shape `(B, num_labels, h, w)` on the grid of patches, and, if
@@ -1121,7 +1137,7 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
                 f"labels have shape {tuple(labels.shape)}, but must be (batch, height, width) with one class for each "
                 f"pixel of the {logits.shape[0]} images."
             )
-        _check_classes(labels, self.num_labels, ignored)
+        _check_range(labels, self.num_labels, ignored=ignored)
         logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
         return F.cross_entropy(logits, labels, ignore_index=ignored) + dice_loss(logits, labels, ignored)
 
@@ -1201,12 +1217,13 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
                 tokenizer, for the loss of a model with `reconstruction_target="codes"`.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the loss; with codes it needs `code_labels`.
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             [`StellarImageReconstructionOutput`]
 
         Raises:
-            ValueError: On codes of a wrong shape, or pixels that [`StellarModel`] refuses.
+            ValueError: On codes of a wrong shape or out of range, or pixels that [`StellarModel`] refuses.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
@@ -1229,8 +1246,9 @@ class StellarBackbone(BackboneMixin, StellarModel):
     The encoder as a backbone of detection and segmentation frameworks: feature maps of chosen layers.
 
     `out_features` (or `out_indices`) of the configuration choose among `"stem"`, the embeddings, and `"stage1"` to
-    `"stage{num_hidden_layers}"`; the last one by default. (`AutoBackbone.from_pretrained` of Transformers takes names
-    on the Hub alone; a folder needs this class.)
+    `"stage{num_hidden_layers}"`; the last one by default. `AutoBackbone.from_config(config)` and
+    `AutoBackbone.from_pretrained("owner/name")` find this class. In a folder no `AutoBackbone.from_pretrained` of
+    Transformers finds any model, DINOv2 included: take `StellarBackbone.from_pretrained(folder)` there.
 
     Example:
 
@@ -1260,6 +1278,7 @@ class StellarBackbone(BackboneMixin, StellarModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): As in [`StellarModel`].
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             `BackboneOutput` with `feature_maps`: one tensor `(B, d, h, w)` for each of `out_features`, after the final
@@ -1279,17 +1298,19 @@ class StellarBackbone(BackboneMixin, StellarModel):
         )
 
 
-def _check_classes(labels: torch.Tensor, num_labels: int, ignored: int | None = None) -> None:
+def _check_range(
+    labels: torch.Tensor, size: int, name: str = "labels", size_name: str = "num_labels", ignored: int | None = None
+) -> None:
     if torch.compiler.is_compiling():
         return  # a look at the values would break the graph
-    wrong = (labels < 0) | (labels >= num_labels)
+    wrong = (labels < 0) | (labels >= size)
     if ignored is not None:
         wrong &= labels != ignored
     if wrong.any():
         also = "" if ignored is None else f" or {ignored} (ignored)"
         raise ValueError(
-            f"labels hold the class {labels[wrong][0].item()}, but num_labels is {num_labels}: classes must be in "
-            f"[0, {num_labels}){also}. Map them, or load the model with another num_labels."
+            f"{name} hold {labels[wrong][0].item()}, but {size_name} is {size}: they must be in [0, {size}){also}. "
+            f"Map them, or take a model with another {size_name}."
         )
 
 

@@ -201,8 +201,9 @@ def test_with_the_package_the_hub_s_model_needs_no_trust(pushed, hub, run_python
     code = """
     import stellar_hf
     import torch
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoBackbone, AutoImageProcessor, AutoModel
 
+    assert type(AutoBackbone.from_pretrained("tester/StellarBackbone")) is stellar_hf.StellarBackbone
     for name in ("plain", "features", "trained"):
         model = AutoModel.from_pretrained(f"tester/{name}")
         assert type(model) is stellar_hf.StellarModel, type(model)
