@@ -7,8 +7,9 @@ Exports a STELLAR model to ONNX, for any batch, height and width, and checks the
     python examples/export_onnx.py stellar-base-16 --output stellar.onnx
     python examples/export_onnx.py my-classifier --task image-classification --output classifier.onnx
 
-The feature extractor's outputs are last_hidden_state, pooler_output, sparse_tokens and localization; the classifier's
-are logits.
+The feature extractor's outputs are last_hidden_state, pooler_output, sparse_tokens and localization; those of
+image-classification and image-segmentation are logits, that of image-reconstruction is reconstruction, and the
+backbone's are its feature maps by name.
 """
 
 import argparse
@@ -17,40 +18,51 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForImageClassification
 
-import stellar_hf  # noqa: F401  registers the Auto classes
+from stellar_hf import (
+    StellarBackbone,
+    StellarForImageClassification,
+    StellarForImageReconstruction,
+    StellarForSemanticSegmentation,
+    StellarModel,
+)
 
-OUTPUTS = {
-    "feature-extraction": ("last_hidden_state", "pooler_output", "sparse_tokens", "localization"),
-    "image-classification": ("logits",),
+TASKS = {
+    "feature-extraction": (StellarModel, ["last_hidden_state", "pooler_output", "sparse_tokens", "localization"]),
+    "image-classification": (StellarForImageClassification, ["logits"]),
+    "image-segmentation": (StellarForSemanticSegmentation, ["logits"]),
+    "image-reconstruction": (StellarForImageReconstruction, ["reconstruction"]),
+    "backbone": (StellarBackbone, ["feature_maps"]),
 }
 TOLERANCE = 1e-4
 
 
 class TensorOutputs(nn.Module):
-    """The outputs of a model by name, as a plain tuple."""
+    """The outputs of a model by name, as a plain tuple; a backbone's feature maps one by one."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]):
+    def __init__(self, model: nn.Module, outputs: list[str]):
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.outputs = model, outputs
+        self.names = model.out_features if outputs == ["feature_maps"] else outputs
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs = self.model(pixel_values=pixel_values)
-        return tuple(outputs[name] for name in self.names)
+        if self.outputs == ["feature_maps"]:
+            return outputs.feature_maps
+        return tuple(outputs[name] for name in self.outputs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of the model, or owner/name on the Hub")
-    parser.add_argument("--task", choices=OUTPUTS, default="feature-extraction")
+    parser.add_argument("--task", choices=TASKS, default="feature-extraction")
     parser.add_argument("--output", type=Path, default=Path("stellar.onnx"))
     args = parser.parse_args()
     try:
-        auto_class = AutoModelForImageClassification if args.task == "image-classification" else AutoModel
-        model = auto_class.from_pretrained(args.model).eval()
-        export(TensorOutputs(model, OUTPUTS[args.task]).eval(), model.config, args.output)
-        check(TensorOutputs(model, OUTPUTS[args.task]).eval(), model.config, args.output)
+        model_class, outputs = TASKS[args.task]
+        model = TensorOutputs(model_class.from_pretrained(args.model), outputs).eval()
+        export(model, model.model.config, args.output)
+        check(model, model.model.config, args.output)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
@@ -71,7 +83,7 @@ def export(model: TensorOutputs, config, path: Path) -> None:
         (example_images(config, 3, 5, 4),),
         str(path),
         input_names=["pixel_values"],
-        output_names=list(model.names),
+        output_names=model.names,
         dynamic_shapes={"pixel_values": {0: auto, 2: auto, 3: auto}},
         external_data=False,
         dynamo=True,

@@ -6,7 +6,14 @@ import pytest
 import torch
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 
-from stellar_hf import StellarForPreTraining, StellarModel
+from stellar_hf import (
+    StellarBackbone,
+    StellarForImageClassification,
+    StellarForImageReconstruction,
+    StellarForPreTraining,
+    StellarForSemanticSegmentation,
+    StellarModel,
+)
 
 SIZES = {
     "hidden_size": 32,
@@ -89,6 +96,23 @@ def test_pretraining_starts_from_an_mae_and_its_teacher_too(checkpoint):
     )
     for teacher_weight, weight in model.teacher_and_student_weights():
         assert torch.equal(teacher_weight, weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "model_class",
+    [StellarForImageClassification, StellarForSemanticSegmentation, StellarForImageReconstruction, StellarBackbone],
+)
+def test_heads_start_from_a_vit(checkpoint, model_class):
+    folder, vit = checkpoint("dinov2")
+    model, report = model_class.from_vit_pretrained(folder, num_labels=5, output_loading_info=True, **PRETRAINING)
+    pixel_values = torch.randn(2, 3, 16, 16)
+    expected = vit(pixel_values).last_hidden_state
+    encoded = encode_without_sparse_tokens(model.base_model, pixel_values)
+    torch.testing.assert_close(encoded, expected, rtol=1e-4, atol=1e-4)
+    assert set(report["loaded_keys"]) | set(report["missing_keys"]) == set(model.state_dict())
+    new = {name.removeprefix("stellar.").split(".")[0] for name in report["missing_keys"]}
+    assert new <= {"embeddings", "localization", "norm", "classifier", "decoder"}
 
 
 @torch.no_grad()

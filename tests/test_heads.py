@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoBackbone, pipeline
 
 from stellar_hf import (
+    DEMO_MODEL,
     StellarBackbone,
     StellarForImageClassification,
     StellarForImageReconstruction,
@@ -20,6 +21,12 @@ from stellar_hf import (
 )
 from stellar_hf.loss_stellar import dice_loss
 
+HEADS = [
+    StellarForImageClassification,
+    StellarForSemanticSegmentation,
+    StellarForImageReconstruction,
+    StellarBackbone,
+]
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 # Neither square, nor tiled by patches, nor of the size the model was made for.
 ODD_PIXELS = torch.randn(2, 3, 52, 37, generator=torch.Generator().manual_seed(1))
@@ -80,10 +87,7 @@ def test_heads_learn_one_batch_and_leave_no_parameter_without_gradient(build, mo
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
-@pytest.mark.parametrize(
-    "model_class",
-    [StellarForImageClassification, StellarForSemanticSegmentation, StellarForImageReconstruction, StellarBackbone],
-)
+@pytest.mark.parametrize("model_class", HEADS)
 def test_heads_take_the_encoder_of_a_pretrained_checkpoint(pretrained, model_class):
     source, folder = pretrained
     model, report = model_class.from_pretrained(folder, num_labels=5, output_loading_info=True)
@@ -183,12 +187,19 @@ def test_backbone_is_found_and_keeps_its_choice_of_layers(build, tiny_config, tm
 @pytest.mark.parametrize(
     ("model_class", "inputs", "message"),
     [
-        (StellarForImageClassification, {"labels": torch.tensor([0, 5])}, r"class 5, but num_labels is 5"),
-        (StellarForImageClassification, {"labels": torch.tensor([-1, 0])}, r"class -1, but num_labels is 5"),
+        (StellarForImageClassification, {"labels": torch.tensor([0, 5])}, r"labels hold 5, but num_labels is 5"),
+        (StellarForImageClassification, {"labels": torch.tensor([-1, 0])}, r"labels hold -1, but num_labels is 5"),
         (StellarForSemanticSegmentation, {"labels": torch.zeros(2, 1024).long()}, r"shape \(2, 1024\), but must be"),
         (StellarForSemanticSegmentation, {"labels": torch.zeros(1, 8, 8).long()}, r"\(1, 8, 8\), but .* 2 images"),
-        (StellarForSemanticSegmentation, {"labels": torch.full((2, 8, 8), 7)}, r"class 7, .* or 255 \(ignored\)"),
-        (StellarForImageReconstruction, {"pixel_values": torch.zeros(2, 1, 32, 32)}, r"must be \(batch, 3, height"),
+        (
+            StellarForSemanticSegmentation,
+            {"labels": torch.full((2, 8, 8), 7)},
+            r"labels hold 7, .* or 255 \(ignored\)",
+        ),
+        *(
+            (model_class, {"pixel_values": torch.zeros(2, 1, 32, 32)}, r"\(2, 1, 32, 32\), but must be \(batch, 3, he")
+            for model_class in HEADS
+        ),
     ],
 )
 def test_wrong_inputs_are_refused_in_a_sentence(build, model_class, inputs, message):
@@ -200,6 +211,9 @@ def test_codes_of_a_wrong_shape_and_tokens_that_do_not_fit_are_refused(build):
     model = build(StellarForImageReconstruction, reconstruction_target="codes")
     with pytest.raises(ValueError, match=r"code_labels are of shape \(2, 9\), but .* \(2, 16\)"):
         model(PIXELS, code_labels=torch.zeros(2, 9).long())
+    for code in (-1, 16):
+        with pytest.raises(ValueError, match=f"code_labels hold {code}, but codebook_size is 16"):
+            model(PIXELS, code_labels=torch.full((2, 16), code))
     tokens, localization = torch.zeros(2, 4, 32), torch.zeros(2, 16, 4)
     with pytest.raises(ValueError, match=r"localization \(2, 16, 3\), but"):
         model.decode(tokens, localization[:, :, :3], (4, 4))
@@ -212,6 +226,8 @@ def test_codes_of_a_wrong_shape_and_tokens_that_do_not_fit_are_refused(build):
 def test_unknown_feature_maps_are_refused(tiny_config):
     with pytest.raises(ValueError, match="out_features must be a subset of stage_names.*stage7"):
         tiny_config(out_features=["stage7"])
+    with pytest.raises(ValueError, match="out_features must be a subset of stage_names.*stage7"):
+        StellarBackbone.from_pretrained(DEMO_MODEL, out_features=["stage7"])
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""What goes to the Hub beside the weights: which class an Auto class loads, and the model card."""
+"""The way to the Hub, and what goes there beside the weights: which class an Auto class loads, the model card."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
+from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 if TYPE_CHECKING:
@@ -50,6 +50,59 @@ localization matrix L (where it is).
 """
 
 _SEAL = "\n<!-- Written by stellar_hf, which brings it up to date as long as nobody edits it: "
+
+
+def modification_times(folder: str | os.PathLike) -> dict[str, int]:
+    """When each file in a folder was last modified, in nanoseconds, by path in the folder; none if there is none."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    unless_modified: Mapping[str, int] | None = None,
+    commit_message: str | None = "Upload model",
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    tags: str | Sequence[str] | None = None,
+) -> CommitInfo:
+    """
+    Uploads a folder that holds a model, with a model card that is written into it.
+
+    Args:
+        folder: Folder of the model.
+        model: The model that the card describes.
+        repo_id: Repository, as owner/name or the name alone; created if it does not exist.
+        unless_modified: [`modification_times`] of files that are left out if they still have them; the card is not.
+        commit_message, commit_description: What the commit says.
+        private: Whether a new repository is private.
+        token: Token for the repository; by default the one that is logged in.
+        revision: Branch of the repository, created if it does not exist; the main one by default.
+        create_pr: Whether to open a pull request.
+        tags: Tags of the card beside those of every STELLAR model.
+    """
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    if revision is not None and not create_pr:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    tags = [*(model.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
+    write_model_card(folder, model, repo_id=repo_id, revision=revision, token=token, tags=tags)
+    unchanged = (unless_modified or {}).items() & modification_times(folder).items()
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=os.fspath(folder),
+        commit_message=commit_message or "Upload model",
+        commit_description=commit_description,
+        revision=revision,
+        create_pr=create_pr,
+        ignore_patterns=[path for path, _ in unchanged if path != "README.md"],
+    )
 
 
 def write_model_card(

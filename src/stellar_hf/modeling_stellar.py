@@ -7,17 +7,18 @@ Source of the mathematics: "Learning Sparse Visual Representations via Spatial-S
 arXiv 2602.01905. Shapes are written with B images, N = h * w patches, r sparse tokens, hidden size d, K prototypes.
 """
 
+import inspect
 import math
 import os
-import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -36,7 +37,8 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_stellar import StellarConfig
-from .hub_stellar import AUTO_MAP, write_model_card
+from .hub_stellar import AUTO_MAP, modification_times, push_folder
+from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder, resized_positions
 from .loss_stellar import (
     dice_loss,
     expected_prototypes,
@@ -290,7 +292,7 @@ class StellarEmbeddings(nn.Module):
         # First, since an exported program is bound to the outcome of each comparison of sizes.
         if not torch.compiler.is_exporting() and grid_size == (self.position_grid, self.position_grid):
             return positions
-        return _resized_positions(positions, grid_size)
+        return resized_positions(positions, grid_size)
 
     def forward(
         self,
@@ -428,6 +430,7 @@ class StellarDecoder(nn.Module):
                 f"code_labels are {found}, but a model with reconstruction_target='codes' needs the tokenizer's codes "
                 f"of the clean view as {tuple(reconstruction.shape[:2])}."
             )
+        _check_range(code_labels, reconstruction.shape[2], "code_labels", "codebook_size")
         return F.cross_entropy(reconstruction.float().flatten(0, 1), code_labels.flatten())
 
 
@@ -502,48 +505,45 @@ class StellarPreTrainedModel(PreTrainedModel):
         elif isinstance(module, StellarClusteringHead):
             init.normal_(module.prototypes)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:  # type: ignore[override]
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs
+    ) -> None:
         """
         As in `PreTrainedModel`. A class on which `register_for_auto_class` was called saves its code, too, and every
         Auto class then loads the folder with `trust_remote_code=True`, on a machine without this package.
+
+        With `push_to_hub=True`, what was written is pushed as by [`~StellarPreTrainedModel.push_to_hub`], whose
+        arguments are taken, too; `repo_id` is the folder's name by default.
         """
         if self.is_remote_code():
             self.config.auto_map = dict(AUTO_MAP)
         elif hasattr(self.config, "auto_map"):
             del self.config.auto_map  # of the folder it was loaded from: the code does not come along
+        if not push_to_hub:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        of_saving = inspect.signature(super().save_pretrained).parameters
+        of_hub = {name: kwargs.pop(name) for name in [*kwargs] if name not in of_saving}
+        repo_id = of_hub.pop("repo_id", Path(save_directory).absolute().name)
+        before = modification_times(save_directory)
         super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            push_folder(save_directory, self, repo_id, unless_modified=before, token=kwargs.get("token"), **of_hub)
 
     def push_to_hub(  # type: ignore[override]
-        self,
-        repo_id: str,
-        *,
-        commit_message: str = "Upload model",
-        commit_description: str | None = None,
-        private: bool | None = None,
-        token: bool | str | None = None,
-        revision: str | None = None,
-        create_pr: bool = False,
-        max_shard_size: int | str = "50GB",
-        tags: str | Sequence[str] | None = None,
+        self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs
     ) -> CommitInfo:
-        """As in `PreTrainedModel`, with a model card of what is known; one that a person wrote stays as it is."""
-        tags = [tags] if isinstance(tags, str) else tags or []
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not create_pr:
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        """
+        As in `PreTrainedModel`, with a model card of what is known; one that a person wrote stays as it is.
+
+        Args:
+            repo_id: Repository, as owner/name or the name alone; created if it does not exist.
+            max_shard_size: Size of a file of weights, above which they are split.
+            **kwargs: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            tags = [*(self.model_tags or []), *tags]
-            write_model_card(folder, self, repo_id=repo_id, revision=revision, token=token, tags=tags)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                commit_message=commit_message,
-                commit_description=commit_description,
-                revision=revision,
-                create_pr=create_pr,
-            )
+            return push_folder(folder, self, repo_id, **kwargs)
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) normalized pixels to float32 RGB in [0, 1]."""
@@ -589,98 +589,21 @@ class StellarPreTrainedModel(PreTrainedModel):
         from transformers import AutoModel  # only here: the Auto classes import this module
 
         vit = AutoModel.from_pretrained(pretrained_model_name_or_path)
-        model = cls(StellarConfig(**{**_config_fields_of_vit(vit.config), **config_fields})).eval()
-        encoder = model.base_model
-        weights = _encoder_weights_of_vit(vit.state_dict())
-        _fit_to_encoder(weights, encoder.state_dict(), f"{pretrained_model_name_or_path} ({vit.config.model_type})")
-        encoder.load_state_dict(weights, strict=False)
+        model = cls(StellarConfig(**{**config_fields_of_vit(vit.config), **config_fields})).eval()
+        source = f"{pretrained_model_name_or_path} ({vit.config.model_type})"
+        names, unused = load_vit_into_encoder(vit, model.base_model, source)
         if getattr(model, "teacher", None) is not None:
             model.update_teacher(0.0)
 
-        prefix = "" if encoder is model else f"{model.base_model_prefix}."
-        loaded = [prefix + name for name in weights]
+        prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+        loaded = [prefix + name for name in names]
         fresh = [name for name in model.state_dict() if name not in loaded and not name.startswith("teacher.")]
-        unused = [name for name in vit.state_dict() if _UNUSED_OF_VIT.search(name)]
         logger.warning(
-            f"{cls.__name__} from {pretrained_model_name_or_path} ({vit.config.model_type}): {len(loaded)} tensors of "
-            f"the encoder are the checkpoint's.\n  New, to be trained: {', '.join(fresh)}\n"
-            f"  Not used: {', '.join(unused) or 'none'}"
+            f"{cls.__name__} from {source}: {len(loaded)} tensors of the encoder are the checkpoint's.\n"
+            f"  New, to be trained: {', '.join(fresh)}\n  Not used: {', '.join(unused) or 'none'}"
         )
         report = {"loaded_keys": loaded, "missing_keys": fresh, "unexpected_keys": unused}
         return (model, report) if output_loading_info else model
-
-
-# Names in a ViT's state dict, as DINOv2 and older layouts have them, and ours.
-_VIT_NAMES = (
-    (r"^encoder\.layer\.", "layers."),
-    (r"\.attention\.attention\.(query|key|value)\.", lambda match: f".attention.{match[1][0]}_proj."),
-    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-    (r"\.norm1\.", ".layernorm_before."),
-    (r"\.norm2\.", ".layernorm_after."),
-)
-_UNUSED_OF_VIT = re.compile(r"^pooler\.|^embeddings\.mask_token$")
-_NEW_TO_VIT = re.compile(r"^embeddings\.sparse_tokens$|^localization\.")
-
-
-def _encoder_weights_of_vit(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a ViT under the names of our encoder, with layer scales multiplied in."""
-    weights = {}
-    for name, weight in state_dict.items():
-        if not _UNUSED_OF_VIT.search(name):
-            for pattern, replacement in _VIT_NAMES:
-                name = re.sub(pattern, replacement, name)
-            weights[name] = weight
-    for number, scaled in (("1", "attention.o_proj"), ("2", "mlp.fc2")):
-        suffix = f"layer_scale{number}.lambda1"
-        for name in [name for name in weights if name.endswith(suffix)]:
-            scale = weights.pop(name)
-            for part, factor in (("weight", scale[:, None]), ("bias", scale)):
-                target = f"{name.removesuffix(suffix)}{scaled}.{part}"
-                if target in weights:  # gated MLPs have others, and are refused later
-                    weights[target] = factor * weights[target]
-    return weights
-
-
-def _fit_to_encoder(weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], source: str) -> None:
-    """Resizes the positions in `weights`; `ValueError` unless all then fit the encoder's `expected` tensors."""
-    name = "embeddings.position_embeddings"
-    if name in weights and weights[name].shape[1] != expected[name].shape[1]:
-        cls_position, positions = weights[name].split([1, weights[name].shape[1] - 1], dim=1)
-        side = math.isqrt(expected[name].shape[1] - 1)
-        weights[name] = torch.cat([cls_position, _resized_positions(positions, (side, side))], dim=1)
-    old = {name: weight.shape for name, weight in expected.items() if not _NEW_TO_VIT.search(name)}
-    misfits = sorted(name for name in {*weights, *old} if name not in weights or old.get(name) != weights[name].shape)
-    if misfits:
-        raise ValueError(
-            f"{source} is no plain ViT: {', '.join(misfits[:4])} do not fit STELLAR's encoder. Take a ViT, ViT-MAE or "
-            "DINOv2 checkpoint without registers and gated MLPs."
-        )
-
-
-def _config_fields_of_vit(config: Any) -> dict[str, Any]:
-    names = (
-        "hidden_size num_hidden_layers num_attention_heads hidden_act layer_norm_eps num_channels qkv_bias "
-        "initializer_range hidden_dropout_prob attention_probs_dropout_prob image_size patch_size intermediate_size"
-    )
-    fields = {name: getattr(config, name) for name in names.split() if hasattr(config, name)}
-    if "intermediate_size" not in fields and hasattr(config, "mlp_ratio"):
-        fields["intermediate_size"] = int(config.hidden_size * config.mlp_ratio)
-    for name in ("image_size", "patch_size"):
-        value = fields.get(name)
-        if isinstance(value, list | tuple) and len(set(value)) == 1:
-            fields[name] = value[0]
-        elif not isinstance(value, int):
-            raise ValueError(f"The checkpoint's {name} is {value}, but STELLAR takes over square ones only.")
-    return fields
-
-
-def _resized_positions(positions: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-    """Position embeddings (1, n * n, d) of patches, without CLS, interpolated bicubically to (1, h * w, d)."""
-    side = math.isqrt(positions.shape[1])
-    grid = positions.unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    # In float32: bicubic weights in half precision shift the positions.
-    resized = F.interpolate(grid.float(), size=grid_size, mode="bicubic", align_corners=False)
-    return resized.to(positions.dtype).flatten(2).transpose(1, 2)
 
 
 class StellarModel(StellarPreTrainedModel):
@@ -759,6 +682,8 @@ class StellarModel(StellarPreTrainedModel):
                 are not seen.
             interpolate_pos_encoding (`bool`, defaults to `True`): Whether other sizes than `config.image_size` are
                 taken, by interpolating the position embeddings.
+            **kwargs: `output_hidden_states`, `output_attentions` and `return_dict` (`bool`), by default those of the
+                configuration, and what the attention implementation takes.
 
         Returns:
             [`StellarModelOutput`]
@@ -908,12 +833,14 @@ class StellarForPreTraining(StellarPreTrainedModel):
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the objective, which needs all weights in
                 memory. A code model without `code_labels` and views returns no loss either.
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             [`StellarForPreTrainingOutput`]
 
         Raises:
-            ValueError: On views, codes or noise of a wrong shape, missing codes, or a loss with offloaded weights.
+            ValueError: On views, codes or noise of a wrong shape, missing codes or codes out of range, noise without
+                global views, a loss with offloaded weights, or pixels that [`StellarModel`] refuses.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
@@ -923,7 +850,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         has_views = global_pixel_values is not None or local_pixel_values is not None
         if return_loss and (has_views or not codes_missing):
             self._check_weights_are_in_memory(pixel_values.device)
-            self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
+            self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values, noise)
             terms = self._alignment_terms(
                 pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
             )
@@ -952,7 +879,11 @@ class StellarForPreTraining(StellarPreTrainedModel):
             )
 
     def _check_views(
-        self, batch_size: int, global_pixel_values: torch.Tensor | None, local_pixel_values: torch.Tensor | None
+        self,
+        batch_size: int,
+        global_pixel_values: torch.Tensor | None,
+        local_pixel_values: torch.Tensor | None,
+        noise: torch.Tensor | None,
     ) -> None:
         for name, views in (("global_pixel_values", global_pixel_values), ("local_pixel_values", local_pixel_values)):
             if views is not None and (views.ndim != 5 or views.shape[0] != batch_size):
@@ -960,6 +891,11 @@ class StellarForPreTraining(StellarPreTrainedModel):
                     f"{name} have shape {tuple(views.shape)}, but must be (batch, views, channels, height, width) "
                     f"with the batch of pixel_values, {batch_size}."
                 )
+        if noise is not None and global_pixel_values is None:
+            raise ValueError(
+                f"noise of shape {tuple(noise.shape)} came without global_pixel_values, whose patches it masks: pass "
+                "both, or neither."
+            )
         if self.teacher is not None and global_pixel_values is not None and global_pixel_values.shape[1] < 2:
             raise ValueError(
                 "With use_teacher=True the teacher sees the second global view, but global_pixel_values have shape "
@@ -1135,6 +1071,7 @@ class StellarForImageClassification(StellarPreTrainedModel):
                 `(B,)` with `num_labels=1` for regression; floats `(B, num_labels)` for several labels an image.
                 `config.problem_type` decides where this leaves a choice.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             `ImageClassifierOutput` with `logits` of shape `(B, num_labels)`, and `loss` if there are labels.
@@ -1147,7 +1084,7 @@ class StellarForImageClassification(StellarPreTrainedModel):
         loss = None
         if labels is not None:
             if self.num_labels > 1 and labels.dtype == torch.long:
-                _check_classes(labels, self.num_labels)
+                _check_range(labels, self.num_labels)
             loss = self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -1197,6 +1134,7 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
             labels (`torch.Tensor` of shape `(B, H', W')`, *optional*): int64 class of each pixel in [0, num_labels),
                 or `config.semantic_loss_ignore_index`. The logits are upsampled to this size for the loss.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             `SemanticSegmenterOutput` with `logits` of shape `(B, num_labels, h, w)` on the grid of patches, and, if
@@ -1225,7 +1163,7 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
                 f"labels have shape {tuple(labels.shape)}, but must be (batch, height, width) with one class for each "
                 f"pixel of the {logits.shape[0]} images."
             )
-        _check_classes(labels, self.num_labels, ignored)
+        _check_range(labels, self.num_labels, ignored=ignored)
         logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
         return F.cross_entropy(logits, labels, ignore_index=ignored) + dice_loss(logits, labels, ignored)
 
@@ -1305,12 +1243,13 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
                 tokenizer, for the loss of a model with `reconstruction_target="codes"`.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the loss; with codes it needs `code_labels`.
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             [`StellarImageReconstructionOutput`]
 
         Raises:
-            ValueError: On codes of a wrong shape, or pixels that [`StellarModel`] refuses.
+            ValueError: On codes of a wrong shape or out of range, or pixels that [`StellarModel`] refuses.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
@@ -1333,8 +1272,9 @@ class StellarBackbone(BackboneMixin, StellarModel):
     The encoder as a backbone of detection and segmentation frameworks: feature maps of chosen layers.
 
     `out_features` (or `out_indices`) of the configuration choose among `"stem"`, the embeddings, and `"stage1"` to
-    `"stage{num_hidden_layers}"`; the last one by default. (`AutoBackbone.from_pretrained` of Transformers takes names
-    on the Hub alone; a folder needs this class.)
+    `"stage{num_hidden_layers}"`; the last one by default. `AutoBackbone.from_config(config)` and
+    `AutoBackbone.from_pretrained("owner/name")` find this class. In a folder no `AutoBackbone.from_pretrained` of
+    Transformers finds any model, DINOv2 included: take `StellarBackbone.from_pretrained(folder)` there.
 
     Example:
 
@@ -1364,6 +1304,7 @@ class StellarBackbone(BackboneMixin, StellarModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): As in [`StellarModel`].
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
+            **kwargs: As in [`StellarModel`].
 
         Returns:
             `BackboneOutput` with `feature_maps`: one tensor `(B, d, h, w)` for each of `out_features`, after the final
@@ -1383,17 +1324,19 @@ class StellarBackbone(BackboneMixin, StellarModel):
         )
 
 
-def _check_classes(labels: torch.Tensor, num_labels: int, ignored: int | None = None) -> None:
+def _check_range(
+    labels: torch.Tensor, size: int, name: str = "labels", size_name: str = "num_labels", ignored: int | None = None
+) -> None:
     if torch.compiler.is_compiling():
         return  # a look at the values would break the graph
-    wrong = (labels < 0) | (labels >= num_labels)
+    wrong = (labels < 0) | (labels >= size)
     if ignored is not None:
         wrong &= labels != ignored
     if wrong.any():
         also = "" if ignored is None else f" or {ignored} (ignored)"
         raise ValueError(
-            f"labels hold the class {labels[wrong][0].item()}, but num_labels is {num_labels}: classes must be in "
-            f"[0, {num_labels}){also}. Map them, or load the model with another num_labels."
+            f"{name} hold {labels[wrong][0].item()}, but {size_name} is {size}: they must be in [0, {size}){also}. "
+            f"Map them, or take a model with another {size_name}."
         )
 
 

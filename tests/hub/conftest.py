@@ -38,11 +38,14 @@ class StandInHub:
         self.messages: dict[str, list[str]] = {}
         self.uploads_through_lfs: list[str] = []
         self.unknown: list[str] = []
-        # Two, because the client takes the headers of a redirect only if it leads away from the Hub.
+        # Two, of different names, because the client takes the headers of a redirect only if it leads to another host.
         self.servers = [
             ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self})) for _ in range(2)
         ]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
+        self.url, self.storage_url = (
+            f"http://{name}:{server.server_port}"
+            for name, server in zip(("127.0.0.1", "localhost"), self.servers, strict=True)
+        )
         for server in self.servers:
             threading.Thread(target=server.serve_forever, daemon=True).start()
 

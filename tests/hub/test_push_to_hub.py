@@ -10,6 +10,8 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from stellar_hf import StellarModel
+
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
 HAND_WRITTEN = "---\nlicense: mit\n---\n\n# A card that a person wrote\n"
 
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 
+import stellar_hf
 from stellar_hf import (
     StellarConfig,
     StellarForPreTraining,
@@ -31,6 +34,7 @@ from stellar_hf import (
 )
 
 folder, config, hand_written = Path(sys.argv[1]), StellarConfig(**json.loads(sys.argv[2])), sys.argv[3].encode()
+heads = json.loads(sys.argv[4])
 processor = StellarImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 # Without code, into a repository with a card of a person.
@@ -60,6 +64,22 @@ inputs = processor(image, return_tensors="pt")
 with torch.no_grad():
     torch.save(dict(model(**inputs)), folder / "features.pt")
 
+# Heads, while they are saved, in folders that hold more; the second time over a card that a processor's push touched.
+for name, auto_class in heads.items():
+    model_class = getattr(stellar_hf, name)
+    model_class.register_for_auto_class(auto_class)
+    (folder / name).mkdir()
+    (folder / name / "notes.txt").write_text("of the folder alone")
+    processor.save_pretrained(str(folder / name), push_to_hub=True, repo_id=f"tester/{name}")
+    model_class(config).save_pretrained(folder / name, push_to_hub=True, tags="first", commit_message="While saving")
+    processor.push_to_hub(name)
+    model = model_class.from_pretrained(folder / name).eval()
+    model.save_pretrained(folder / name, push_to_hub=True, tags="second")
+    # From the file, as the other process: where a tensor lies in memory can decide the last bit of a product.
+    model = model_class.from_pretrained(folder / name).eval()
+    with torch.no_grad():
+        torch.save(dict(model(**inputs)), folder / f"{name}.pt")
+
 # A training that pushes its checkpoints.
 arguments = StellarTrainingArguments(
     str(folder / "run"),
@@ -86,19 +106,31 @@ with torch.no_grad():
     torch.save(dict(model(**inputs, return_loss=False)), folder / "trained.pt")
 """
 
+# Heads with the Auto class that they are registered for.
+HEADS = {
+    "StellarForImageClassification": "AutoModelForImageClassification",
+    "StellarForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+    "StellarForImageReconstruction": "AutoModelForImageToImage",
+    "StellarBackbone": "AutoBackbone",
+}
+
+LOADED = {"features": "AutoModel", "trained": "AutoModelForPreTraining", **HEADS}
+
 LOAD = """
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import AutoImageProcessor
 
-folder = Path(sys.argv[1])
+folder, auto_classes = Path(sys.argv[1]), json.loads(sys.argv[2])
 image = np.load(folder / "image.npy")
-for name, auto_class in (("features", AutoModel), ("trained", AutoModelForPreTraining)):
+for name, auto_class in auto_classes.items():
     repo_id = f"tester/{name}"
-    model = auto_class.from_pretrained(repo_id, trust_remote_code=True).eval()
+    model = getattr(transformers.models.auto, auto_class).from_pretrained(repo_id, trust_remote_code=True).eval()
     processor = AutoImageProcessor.from_pretrained(repo_id, trust_remote_code=True)
     for loaded in (model, processor):
         assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
@@ -116,14 +148,14 @@ def pushed(hub, run_python, tiny_config, photograph, tmp_path_factory):
     """Folder of what one process saved beside pushing it."""
     folder = tmp_path_factory.mktemp("pushed")
     np.save(folder / "image.npy", photograph)
-    run_python(PUSH, folder, tiny_config().to_json_string(), HAND_WRITTEN, hub=hub)
+    run_python(PUSH, folder, tiny_config().to_json_string(), HAND_WRITTEN, json.dumps(HEADS), hub=hub)
     return folder
 
 
 @pytest.fixture(scope="module")
 def loaded(pushed, hub, run_python):
     """The same folder after a process without the package has loaded what was pushed."""
-    run_python(LOAD, pushed, hub=hub, with_package=False)
+    run_python(LOAD, pushed, json.dumps(LOADED), hub=hub, with_package=False)
     return pushed
 
 
@@ -154,20 +186,24 @@ def test_downloaded_files_are_the_pushed_files(hub, loaded, name):
     assert downloaded == files
 
 
-@pytest.mark.parametrize("name", ["features", "trained"])
+@pytest.mark.parametrize("name", LOADED)
 def test_without_the_package_the_hub_s_model_gives_equal_outputs(loaded, name):
     expected, outputs = torch.load(loaded / f"{name}.pt"), torch.load(loaded / f"{name}_again.pt")
     assert outputs.keys() == expected.keys()
     for key, value in expected.items():
-        assert torch.equal(outputs[key], value) if torch.is_tensor(value) else outputs[key] == value, key
+        if key == "feature_maps":
+            assert all(map(torch.equal, outputs[key], value))
+        else:
+            assert torch.equal(outputs[key], value) if torch.is_tensor(value) else outputs[key] == value, key
 
 
 def test_with_the_package_the_hub_s_model_needs_no_trust(pushed, hub, run_python):
     code = """
     import stellar_hf
     import torch
-    from transformers import AutoImageProcessor, AutoModel
+    from transformers import AutoBackbone, AutoImageProcessor, AutoModel
 
+    assert type(AutoBackbone.from_pretrained("tester/StellarBackbone")) is stellar_hf.StellarBackbone
     for name in ("plain", "features", "trained"):
         model = AutoModel.from_pretrained(f"tester/{name}")
         assert type(model) is stellar_hf.StellarModel, type(model)
@@ -195,6 +231,28 @@ def test_model_card_is_brought_up_to_date(hub, pushed):
     """The form that Transformers left with the processor is replaced, and so is our own card of an earlier push."""
     assert card(hub, "tester/features").data.tags == ["stellar", "self-supervised", "second"]
     assert card(hub, "tester/features", "draft").data.tags == ["stellar", "self-supervised", "third"]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_saving_can_push_what_it_writes_with_the_same_model_card(hub, pushed, name):
+    files, saved = hub.files(f"tester/{name}"), {path.name: path for path in (pushed / name).iterdir()}
+    assert "While saving" in hub.messages[f"tester/{name}"]
+    assert files.keys() - {".gitattributes"} == saved.keys() - {"notes.txt"}
+    for path in files.keys() - {".gitattributes"}:
+        assert files[path] == saved[path].read_bytes(), path
+    pushed_card = card(hub, f"tester/{name}")
+    assert pushed_card.data.tags == ["stellar", "self-supervised", "second"]
+    assert f"| Class | `{name}` |" in pushed_card.text
+    assert f'from_pretrained("tester/{name}", trust_remote_code=True)' in pushed_card.text
+
+
+def test_misspelled_arguments_of_a_push_are_refused(tiny_config, tmp_path):
+    """Else a repository could become public."""
+    model = StellarModel(tiny_config())
+    with pytest.raises(TypeError, match="privat"):
+        model.push_to_hub("tester/secret", privat=True)
+    with pytest.raises(TypeError, match="privat"):
+        model.save_pretrained(tmp_path, push_to_hub=True, privat=True)
 
 
 def test_card_that_a_person_wrote_stays(hub, pushed):
