@@ -57,6 +57,31 @@ def golden_overrides() -> Callable[[str], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def auto_image_processor() -> type:
+    """`AutoImageProcessor`; a test that needs it is skipped where there is none."""
+    from transformers import AutoImageProcessor
+
+    try:
+        AutoImageProcessor.from_pretrained  # noqa: B018
+    except ImportError:
+        pytest.skip("This version of Transformers has no AutoImageProcessor without torchvision.")
+    return AutoImageProcessor
+
+
+@pytest.fixture(scope="session")
+def load_processor() -> Callable[..., Any]:
+    """Loads an image processor as a user does who has this package: by the Auto class, where there is one."""
+    from transformers import AutoImageProcessor
+
+    from stellar_hf import StellarImageProcessorPil
+
+    try:
+        return AutoImageProcessor.from_pretrained
+    except ImportError:
+        return StellarImageProcessorPil.from_pretrained
+
+
+@pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., Any]:
     """Builds the configuration of a model of two small layers: 4x4 patches, 4 tokens, pixels."""
     from stellar_hf import StellarConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
+from transformers import AutoModel, AutoModelForPreTraining
 
 import stellar_hf
 from stellar_hf import StellarConfig
@@ -186,7 +186,9 @@ def checkpoint_file(tmp_path, golden_weights):
     return str(path)
 
 
-def test_converted_folder_loads_through_the_auto_classes(tmp_path, checkpoint_file, overrides_file, capsys):
+def test_converted_folder_loads_through_the_auto_classes(
+    tmp_path, checkpoint_file, overrides_file, capsys, load_processor
+):
     folder = tmp_path / "converted"
     main(["--checkpoint", checkpoint_file, "--config", overrides_file, "--output", str(folder)])
     printed = capsys.readouterr().out
@@ -200,7 +202,7 @@ def test_converted_folder_loads_through_the_auto_classes(tmp_path, checkpoint_fi
     assert all(torch.equal(tensor, expected[key]) for key, tensor in pretraining.state_dict().items())
     assert all(torch.equal(tensor, expected[f"stellar.{key}"]) for key, tensor in model.state_dict().items())
 
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
     inputs = processor(Image.new("RGB", (150, 120)), return_tensors="pt")
     assert processor.size == {"shortest_edge": 110}
     assert model(**inputs).grid_size == (6, 6)

@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, ViTConfig, ViTModel
+from transformers import AutoModel, AutoModelForPreTraining, ViTConfig, ViTModel
 
-import stellar_hf  # makes the Auto classes know the model
+import stellar_hf  # noqa: F401 - makes the Auto classes know the model
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -78,13 +78,6 @@ def error_of(run_script, capsys):
         return message
 
     return error
-
-
-def load_processor(folder):
-    try:
-        return AutoImageProcessor.from_pretrained(folder)
-    except ImportError:  # earlier versions of Transformers have no AutoImageProcessor without torchvision
-        return stellar_hf.StellarImageProcessorPil.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +150,7 @@ def test_main_job_writes_a_figure(main_job):
         assert min(figure.size) > 500
 
 
-def test_auto_classes_load_the_folder_as_the_output_says(main_job):
+def test_auto_classes_load_the_folder_as_the_output_says(main_job, load_processor):
     process, folder = main_job
     assert f'AutoModel.from_pretrained("{folder}")' in process.stdout
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
@@ -171,7 +164,7 @@ def test_auto_classes_load_the_folder_as_the_output_says(main_job):
 
 
 def test_own_images_train_a_model_whose_processor_normalizes_as_the_training_did(
-    run_script, own_images, tmp_path, capsys
+    run_script, own_images, tmp_path, capsys, load_processor
 ):
     run_script(*own_images, "--max_steps=2", f"--output_dir={tmp_path}")
     output = capsys.readouterr().out

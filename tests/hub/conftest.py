@@ -307,6 +307,17 @@ except ModuleNotFoundError:
     pass
 else:
     sys.exit("stellar_hf is there")
+
+
+def load_processor(name):
+    from transformers import AutoImageProcessor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    try:
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=True)
+    except ImportError:  # Transformers 5.17 has no AutoImageProcessor without torchvision
+        reference = "image_processing_pil_stellar.StellarImageProcessorPil"
+        return get_class_from_dynamic_module(reference, name).from_pretrained(name)
 """
 
 

@@ -56,7 +56,7 @@ def test_base_model_is_where_the_model_was_loaded_from_on_the_hub(model, tmp_pat
     assert "secret" not in card.content
 
 
-def test_usage_in_the_card_runs(model, tmp_path, monkeypatch, photograph):
+def test_usage_in_the_card_runs(model, tmp_path, monkeypatch, photograph, auto_image_processor):
     from stellar_hf import StellarImageProcessorPil
 
     model.save_pretrained(tmp_path / "tiny")

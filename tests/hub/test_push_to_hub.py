@@ -124,14 +124,13 @@ import numpy as np
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoImageProcessor
 
 folder, auto_classes = Path(sys.argv[1]), json.loads(sys.argv[2])
 image = np.load(folder / "image.npy")
 for name, auto_class in auto_classes.items():
     repo_id = f"tester/{name}"
     model = getattr(transformers.models.auto, auto_class).from_pretrained(repo_id, trust_remote_code=True).eval()
-    processor = AutoImageProcessor.from_pretrained(repo_id, trust_remote_code=True)
+    processor = load_processor(repo_id)
     for loaded in (model, processor):
         assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
     inputs = processor(image, return_tensors="pt")
@@ -201,7 +200,7 @@ def test_with_the_package_the_hub_s_model_needs_no_trust(pushed, hub, run_python
     code = """
     import stellar_hf
     import torch
-    from transformers import AutoBackbone, AutoImageProcessor, AutoModel
+    from transformers import AutoBackbone, AutoModel
 
     assert type(AutoBackbone.from_pretrained("tester/StellarBackbone")) is stellar_hf.StellarBackbone
     for name in ("plain", "features", "trained"):
@@ -211,10 +210,19 @@ def test_with_the_package_the_hub_s_model_needs_no_trust(pushed, hub, run_python
             saved = stellar_hf.StellarModel.from_pretrained(f"{sys.argv[1]}/{name}")
             for key, weight in saved.state_dict().items():
                 assert torch.equal(model.state_dict()[key], weight), key
+    """
+    run_python(code, pushed, hub=hub)
+
+
+def test_with_the_package_the_hub_s_processor_needs_no_trust(pushed, hub, run_python, auto_image_processor):
+    code = """
+    import stellar_hf
+    from transformers import AutoImageProcessor
+
     processor = AutoImageProcessor.from_pretrained("tester/features")
     assert type(processor).__module__.startswith("stellar_hf."), type(processor)
     """
-    run_python(code, pushed, hub=hub)
+    run_python(code, hub=hub)
 
 
 def test_model_card_of_a_pushed_model(hub, pushed):

@@ -66,7 +66,7 @@ for name, auto_class in models.items():
     model = auto_class.from_pretrained(folder / name, trust_remote_code=True).eval()
     assert type(model).__name__ == name, type(model)
     assert type(model).__module__.startswith("transformers_modules."), type(model)
-    processor = transformers.AutoImageProcessor.from_pretrained(folder / name, trust_remote_code=True)
+    processor = load_processor(folder / name)
     assert type(processor).__name__ == "StellarImageProcessorPil", type(processor)
     inputs = processor(image, return_tensors="pt")
     torch.save(dict(inputs), folder / f"{name}_inputs_again.pt")
@@ -126,10 +126,10 @@ def test_without_the_package_every_auto_class_loads_a_pre_training_folder(shared
     assert output.splitlines() == [f"{name} {AUTO_MAP[name].split('.')[1]}" for name in auto_classes]
 
 
-def test_with_the_package_its_own_classes_load_the_folder_without_a_question(shared_folder):
+def test_with_the_package_its_own_classes_load_the_folder_without_a_question(shared_folder, load_processor):
     model = transformers.AutoModel.from_pretrained(shared_folder / "StellarModel")
     assert type(model) is stellar_hf.StellarModel
-    processor = transformers.AutoImageProcessor.from_pretrained(shared_folder / "StellarModel")
+    processor = load_processor(shared_folder / "StellarModel")
     assert isinstance(processor, StellarImageProcessorMixin)
 
 
