@@ -40,6 +40,7 @@ from stellar_hf import (
 )
 from stellar_hf.data import StellarCollator, load_images, load_photo_mosaics
 from stellar_hf.evaluation import evaluate_stellar, format_results_table, raw_pixel_baseline
+from stellar_hf.training import default_processor
 from stellar_hf.visualization import plot_reconstructions
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "photo_mosaics.yaml"
@@ -93,6 +94,13 @@ class DataArguments:
     shuffle_buffer: int = field(
         default=10000, metadata={"help": "Images of a stream that are held to draw the next one from."}
     )
+    eval_dir: str | None = field(
+        default=None,
+        metadata={"help": "As train_dir, images to measure on while training (--eval_strategy steps --eval_steps …)."},
+    )
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split of dataset_name to measure on while training."}
+    )
     num_train_scenes: int = field(default=20000, metadata={"help": "Photo mosaics to train on."})
     num_eval_scenes: int = field(
         default=2000, metadata={"help": "Photo mosaics and crops of the test split to evaluate on."}
@@ -105,6 +113,8 @@ class DataArguments:
     def __post_init__(self):
         if self.train_dir is not None and self.dataset_name is not None:
             raise ValueError("Both train_dir and dataset_name are given: choose one source of images.")
+        if self.eval_split is not None and self.dataset_name is None:
+            raise ValueError("eval_split is for a dataset_name: for a train_dir, give eval_dir.")
         if self.streaming and self.is_embedded:
             raise ValueError("streaming is for shards and data sets on the Hub: give train_dir or dataset_name.")
 
@@ -181,9 +191,15 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         StellarForPreTraining.register_for_auto_class("AutoModelForPreTraining")
         StellarImageProcessorPil.register_for_auto_class()
     model = build_model(model_args)
-    processor = build_processor(model.config)
+    processor = default_processor(model)
     images = open_images(data_args, model.config.image_size, training_args)
-    trainer = StellarTrainer(model, training_args, train_dataset=images, processing_class=processor)
+    trainer = StellarTrainer(
+        model,
+        training_args,
+        train_dataset=images,
+        eval_dataset=open_eval_images(data_args, model.config.image_size, training_args),
+        processing_class=processor,
+    )
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
         print(describe(model, "streamed" if data_args.streaming else f"{len(images):,}"))
@@ -248,15 +264,6 @@ def build_model(args: ModelArguments) -> StellarForPreTraining:
     return model
 
 
-def build_processor(config: StellarConfig) -> StellarImageProcessorPil:
-    return StellarImageProcessorPil(
-        size={"shortest_edge": config.image_size},
-        crop_size={"height": config.image_size, "width": config.image_size},
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-    )
-
-
 def open_images(args: DataArguments, image_size: int, training_args: StellarTrainingArguments):
     if args.is_embedded:
         return load_photo_mosaics("train", args.num_train_scenes, image_size)
@@ -269,6 +276,20 @@ def open_images(args: DataArguments, image_size: int, training_args: StellarTrai
     if training_args.max_steps <= 0:
         raise ValueError("A stream has no end: set max_steps.")
     return images.repeat(None).shuffle(seed=training_args.seed, buffer_size=args.shuffle_buffer)
+
+
+def open_eval_images(args: DataArguments, image_size: int, training_args: StellarTrainingArguments):
+    given = args.eval_dir or args.eval_split
+    if training_args.eval_strategy == "no":
+        if given:
+            raise ValueError(f"Images to measure on are given, {given}, but not when: add --eval_strategy epoch.")
+        return None
+    if args.is_embedded:
+        return load_photo_mosaics("test", args.num_eval_scenes, image_size)
+    if given is None:
+        raise ValueError("There are no images to measure on: give eval_dir, or eval_split of dataset_name.")
+    source, split = (args.eval_dir, "train") if args.eval_dir else (args.dataset_name, args.eval_split)
+    return load_images(source, split, image_column=training_args.image_column)
 
 
 class MosaicEvaluation:

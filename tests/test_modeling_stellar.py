@@ -504,7 +504,6 @@ CODES = {"reconstruction_target": "codes"}
         ({}, {"local_pixel_values": (3, 2, 3, 16, 16)}, "local_pixel_values have shape (3, 2, 3, 16, 16), but must"),
         ({}, {"noise": (4, 15)}, "noise has shape (4, 15), but must be (batch * global views, patches) = (4, 16)"),
         ({}, {"noise": (2, 16)}, "noise has shape (2, 16)"),
-        ({}, {"noise": (4, 16), "global_pixel_values": None}, "noise of shape (4, 16) came without global_pixel_val"),
         ({"use_teacher": True}, {"global_pixel_values": (2, 1, 3, 32, 32)}, "make at least two global views"),
         (CODES, {"code_labels": (2, 15)}, "code_labels are of shape (2, 15)"),
         (CODES, {"code_labels": None}, "code_labels are missing"),

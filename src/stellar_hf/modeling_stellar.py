@@ -829,7 +829,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
             code_labels (`torch.Tensor` of shape `(B, N)`, *optional*): int64 codes of the clean view under the frozen
                 tokenizer; needed for the loss of a model with `reconstruction_target="codes"`.
             noise (`torch.Tensor` of shape `(B * G, N)`, *optional*): Masking scores of the global views, image-major,
-                lowest kept, used as they are. Drawn by [`masking_noise`] by default.
+                lowest kept, used as they are. Drawn by [`masking_noise`] by default; without global views there is
+                nothing to mask.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the objective, which needs all weights in
                 memory. A code model without `code_labels` and views returns no loss either.
@@ -839,8 +840,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
             [`StellarForPreTrainingOutput`]
 
         Raises:
-            ValueError: On views, codes or noise of a wrong shape, missing codes or codes out of range, noise without
-                global views, a loss with offloaded weights, or pixels that [`StellarModel`] refuses.
+            ValueError: On views, codes or noise of a wrong shape, missing codes or codes out of range, a loss
+                with offloaded weights, or pixels that [`StellarModel`] refuses.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
@@ -850,7 +851,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         has_views = global_pixel_values is not None or local_pixel_values is not None
         if return_loss and (has_views or not codes_missing):
             self._check_weights_are_in_memory(pixel_values.device)
-            self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values, noise)
+            self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
             terms = self._alignment_terms(
                 pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
             )
@@ -883,7 +884,6 @@ class StellarForPreTraining(StellarPreTrainedModel):
         batch_size: int,
         global_pixel_values: torch.Tensor | None,
         local_pixel_values: torch.Tensor | None,
-        noise: torch.Tensor | None,
     ) -> None:
         for name, views in (("global_pixel_values", global_pixel_values), ("local_pixel_values", local_pixel_values)):
             if views is not None and (views.ndim != 5 or views.shape[0] != batch_size):
@@ -891,11 +891,6 @@ class StellarForPreTraining(StellarPreTrainedModel):
                     f"{name} have shape {tuple(views.shape)}, but must be (batch, views, channels, height, width) "
                     f"with the batch of pixel_values, {batch_size}."
                 )
-        if noise is not None and global_pixel_values is None:
-            raise ValueError(
-                f"noise of shape {tuple(noise.shape)} came without global_pixel_values, whose patches it masks: pass "
-                "both, or neither."
-            )
         if self.teacher is not None and global_pixel_values is not None and global_pixel_values.shape[1] < 2:
             raise ValueError(
                 "With use_teacher=True the teacher sees the second global view, but global_pixel_values have shape "

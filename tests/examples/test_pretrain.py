@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, ViTConfig, ViTModel
 
 import stellar_hf  # noqa: F401 - makes the Auto classes know the model
+from stellar_hf.data import load_images
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -177,6 +178,33 @@ def test_own_images_train_a_model_whose_processor_normalizes_as_the_training_did
     assert AutoModelForPreTraining.from_pretrained(tmp_path).config.num_sparse_tokens == 3
 
 
+def test_measuring_while_training(run_script, own_images, photos, tmp_path, capsys):
+    run_script(
+        *own_images,
+        f"--eval_dir={photos}",
+        "--eval_strategy=steps",
+        "--eval_steps=1",
+        "--max_steps=2",
+        f"--output_dir={tmp_path}",
+    )
+    assert capsys.readouterr().out.count("eval_psnr") == 2
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 2
+
+
+def test_shards_are_streamed(run_script, photos, tmp_path, capsys):
+    load_images(photos).to_parquet(tmp_path / "shards" / "0.parquet")
+    run_script(
+        f"--train_dir={tmp_path / 'shards'}",
+        "--streaming",
+        f"--model_config={json.dumps(TINY_MODEL)}",
+        *TINY_RUN,
+        "--max_steps=4",
+        f"--output_dir={tmp_path / 'out'}",
+    )  # 16 images of a stream of 6
+    assert "streamed images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 4
+
+
 def test_going_on_from_a_model(run_script, own_images, photos, tmp_path):
     run_script(*own_images, "--max_steps=1", f"--output_dir={tmp_path / 'first'}")
     second = [f"--model_name_or_path={tmp_path / 'first'}", '--model_config={"mask_ratio": 0.5}', "--learning_rate=0"]
@@ -248,6 +276,8 @@ def test_default_recipe_is_for_the_embedded_images_alone(pretrain, photos):
         (["--model_name_or_path=/no/such/model"], ["/no/such/model"]),
         (["--train_dir=/no/such/folder"], ["/no/such/folder", "does not exist"]),
         (["--streaming"], ["streaming is for shards"]),
+        (["--eval_dir=a"], ["Images to measure on are given, a", "--eval_strategy epoch"]),
+        (["--eval_split=test"], ["eval_split is for a dataset_name"]),
         (["--train_dir=a", "--dataset_name=b"], ["train_dir", "dataset_name"]),
         (["--no_such_flag=1"], ["--no_such_flag"]),
         (["--lr_scheduler_type=zigzag"], ["zigzag"]),

@@ -4,6 +4,7 @@
 
 from .arguments import StellarTrainingArguments
 from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
+from .evaluation import default_processor
 from .trainer import StellarTrainer
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "StellarTrainer",
     "StellarTrainingArguments",
     "TeacherCallback",
+    "default_processor",
 ]

@@ -43,6 +43,14 @@ class StellarTrainingArguments(TrainingArguments):
     )
 
     image_column: str = field(default="image", metadata={"help": "Column of the data set that holds the images."})
+    label_column: str = field(
+        default="label",
+        metadata={"help": "Column of the classes, where there are any; evaluations then measure kNN accuracy."},
+    )
+    num_knn_images: int = field(
+        default=10000,
+        metadata={"help": "Training images at most that an evaluation looks for neighbours among; 0: no kNN."},
+    )
     views_on: str = field(
         default="accelerator",
         metadata={

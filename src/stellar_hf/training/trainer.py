@@ -5,16 +5,17 @@
 import json
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import is_datasets_available
 
 from ..data import StellarViews
@@ -28,6 +29,7 @@ from .callbacks import (
     StellarProgressCallback,
     TeacherCallback,
 )
+from .evaluation import FigureCallback, ImageEvaluation, WholeImages, default_processor
 from .unreadable import UnreadableImages
 
 if TYPE_CHECKING:
@@ -51,7 +53,9 @@ class StellarTrainer(Trainer):
             [`StellarCollator`] does, of which the trainer makes views; by default that one, as `args` say. It makes
             no codes, so a model with `reconstruction_target="codes"` needs another one.
         train_dataset: Images, in the column `args.image_column`.
-        eval_dataset: Images for the objective's value (`eval_loss`), with the same random draws every time.
+        eval_dataset: Images for the objective's value (`eval_loss`), with the same random draws every time. If it is
+            map-style, whole images give the PSNR of their reconstruction (`eval_psnr`), a figure, and, where it and
+            the training data have classes in `args.label_column`, the kNN accuracy (`eval_knn_accuracy`).
         callbacks: Further callbacks.
         **kwargs: As in `Trainer`.
 
@@ -107,6 +111,21 @@ class StellarTrainer(Trainer):
             base_model.teacher_and_student_weights()  # refuses adapters that the teacher cannot follow
             base_model.teacher.requires_grad_(False)  # adapters came with gradients, and DDP looks before train()
             self.add_callback(TeacherCallback())
+        self._whole_images = WholeImages(
+            processor=self.processing_class or default_processor(base_model),
+            image_column=args.image_column,
+            label_column=args.label_column,
+        )
+        self._evaluation = ImageEvaluation(
+            self.accelerator,
+            self._whole_images,
+            batch_size=args.eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            num_neighbours=args.num_knn_images,
+        )
+        shown: Any = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else self.eval_dataset
+        if _has_column(shown, args.image_column) and FigureCallback.is_possible(base_model):
+            self.add_callback(FigureCallback(shown, self._whole_images, self.callback_handler.callbacks))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(StellarProgressCallback())
 
@@ -144,12 +163,34 @@ class StellarTrainer(Trainer):
         """Not counted: the estimate of Transformers takes every pixel for a token."""
         return 0
 
-    def evaluation_loop(self, *args, **kwargs):
-        """As in `Trainer`, with the same views and masks every time; training goes on as if nothing had been drawn."""
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As in `Trainer`, with the same views and masks every time; training goes on as if nothing had been drawn.
+
+        Of whole images, also the PSNR, and the kNN accuracy where they have classes.
+        """
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed + self.args.process_index)
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        if _has_column(dataloader.dataset, self._whole_images.image_column):
+            model = _without_adapters(self.accelerator.unwrap_model(self.model)).eval()
+            metrics = self._evaluation(model, dataloader.dataset, self._labelled_images())
+            results: Any = output.metrics
+            results.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def _labelled_images(self) -> Dataset | None:
+        columns = (self._whole_images.image_column, self._whole_images.label_column)
+        return self.train_dataset if all(_has_column(self.train_dataset, column) for column in columns) else None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective, of views that are made here unless the batch has them; keeps every term for the next log."""
@@ -262,6 +303,14 @@ def _check_column(dataset: Any, column: str) -> None:
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, list) and column not in columns:
         raise ValueError(f"The data set has no column {column!r}, only {columns}: name it with image_column.")
+
+
+def _has_column(dataset: Any, column: str) -> bool:
+    """Whether a map-style data set has rows with this column."""
+    if dataset is None or isinstance(dataset, IterableDataset):
+        return False
+    columns = getattr(dataset, "column_names", None) or dataset[0]
+    return isinstance(columns, list | Mapping) and column in columns
 
 
 def _undecoded(dataset: Any, column: str) -> Any:
