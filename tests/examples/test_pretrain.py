@@ -330,7 +330,9 @@ def test_ctrl_c_before_training(run_script, tmp_path, capsys):
     assert capsys.readouterr().err.strip() == "Interrupted."
 
 
-def test_ctrl_c_in_training_leaves_a_checkpoint_that_goes_on(run_script, own_images, tmp_path):
+def test_ctrl_c_in_training_leaves_a_checkpoint_that_the_same_command_goes_on_from(
+    run_script, own_images, tmp_path, capsys
+):
     command = [sys.executable, str(SCRIPT), *own_images, f"--output_dir={tmp_path}", "--logging_steps=1"]
     command += ["--max_steps=100000", "--dataloader_num_workers=1", "--save_strategy=no"]
     with (tmp_path / "stderr.txt").open("w") as errors:  # a pipe that nobody reads would fill up
@@ -349,10 +351,11 @@ def test_ctrl_c_in_training_leaves_a_checkpoint_that_goes_on(run_script, own_ima
     assert "Traceback" not in errors and "saving a checkpoint" in errors
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    assert step >= 3 and f"--resume_from_checkpoint {checkpoint}" in output
+    assert step >= 3 and f"Repeat the command to go on from {checkpoint}" in output
     assert AutoModelForPreTraining.from_pretrained(checkpoint).config.num_sparse_tokens == 3
 
-    run_script(*own_images, f"--output_dir={tmp_path}", f"--max_steps={step + 1}", "--resume_from_checkpoint=true")
+    run_script(*own_images, f"--output_dir={tmp_path}", f"--max_steps={step + 1}")
+    assert f"Going on from {checkpoint}" in capsys.readouterr().out
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert state["global_step"] == step + 1
     assert [log["step"] for log in state["log_history"][:step]] == list(range(1, step + 1))

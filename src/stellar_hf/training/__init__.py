@@ -4,9 +4,12 @@
 
 from .arguments import StellarTrainingArguments
 from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
+from .checkpoints import CheckpointTrainer, CheckpointWriteError
 from .trainer import StellarTrainer
 
 __all__ = [
+    "CheckpointTrainer",
+    "CheckpointWriteError",
     "GracefulInterruptCallback",
     "PushCodeCallback",
     "StellarProgressCallback",
