@@ -205,7 +205,7 @@ class CheckpointTrainer(Trainer):
                 self._publish(staged, run_dir / name)
         except BaseException:
             if self.args.should_save:
-                shutil.rmtree(staged, ignore_errors=True)
+                _tidy(staged.parents[1])
             raise
         finally:
             self._staging = None
