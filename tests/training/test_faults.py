@@ -65,7 +65,7 @@ def _run_script(arguments):
 def launch(folder, fault=None, **settings):
     """Starts a training on two processes."""
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "1"}
     environment["OMP_NUM_THREADS"] = "1"
     with (folder / "output.txt").open("a") as output:
