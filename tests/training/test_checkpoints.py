@@ -57,16 +57,15 @@ def test_the_newest_checkpoints_are_kept(make_trainer, tmp_path):
 
 
 def test_the_best_checkpoint_is_kept_and_found_again(make_trainer, tmp_path):
-    # With negative weights the value only gets worse.
     trainer = make_trainer(
         {"reconstruction_weight": 10.0},
+        greater_is_better=True,  # so that an early one is
         max_steps=4,
         eval_dataset=IMAGES[:2],
         eval_strategy="steps",
         eval_steps=1,
         save_total_limit=1,
         metric_for_best_model="loss",
-        greater_is_better=True,
         load_best_model_at_end=True,
     )
     trainer.train()

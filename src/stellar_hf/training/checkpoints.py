@@ -98,8 +98,9 @@ class LogMeans:
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         vars(self).update(state)
+        self._sums = {name: value.to(device) for name, value in self._sums.items()}
 
 
 class CheckpointTrainer(Trainer):
@@ -168,7 +169,9 @@ class CheckpointTrainer(Trainer):
             check_checkpoint(resume_from_checkpoint, self.accelerator.unwrap_model(self.model).config)
             means = self._log_means_file(resume_from_checkpoint)
             if means.exists():  # not where the number of processes has grown
-                self.log_means.load_state_dict(torch.load(means, map_location=self.args.device, weights_only=True))
+                # Not straight to the device: PyTorch knows no cpu:0 here, as Accelerate names it.
+                state = torch.load(means, map_location="cpu", weights_only=True)
+                self.log_means.load_state_dict(state, self.args.device)
         try:
             return super().train(resume_from_checkpoint or None, *args, **kwargs)
         except RuntimeError as error:
