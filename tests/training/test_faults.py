@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from transformers.trainer_utils import get_last_checkpoint
 
 SCRIPT = str(Path(__file__).with_name("run_with_fault.py"))
@@ -189,8 +191,8 @@ def test_full_disk_leaves_the_last_checkpoint(train, uninterrupted, small_disk, 
     status, said = train(disk, **SETTINGS, save_total_limit=1)
     # As much as one checkpoint and a share of the next one has room.
     assert status == 1
-    assert f"checkpoint-4 in {disk}/run could not be written" in said
-    assert "MB free" in said and f"{disk}/run/checkpoint-2 is intact: resume from it" in said
+    assert f"checkpoint-4 in {disk}/run could not be written: the disk is full (0." in said
+    assert f"{disk}/run/checkpoint-2 is intact: resume from it" in said
     assert [path.name for path in (disk / "run").iterdir()] == ["checkpoint-2"]
 
     shutil.copytree(disk / "run", tmp_path / "larger" / "run")
@@ -217,6 +219,12 @@ def test_killed_worker_is_named_and_the_run_goes_on(train, uninterrupted, tmp_pa
 ON_TWO = {"max_steps": 8, "logging_steps": 3, "save_steps": 2}
 
 
+resumes_on_two = pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.23"),
+    reason="earlier Trainers load no optimizer where several processes train on the CPU",
+)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted_on_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
@@ -224,6 +232,7 @@ def uninterrupted_on_two(tmp_path_factory):
     return folder
 
 
+@resumes_on_two
 @pytest.mark.parametrize(
     ("fault", "step"),
     [(["interrupt", 3, 1], 3), (["kill", 5, 1], 4), (["kill in save", 4, 0], 2)],

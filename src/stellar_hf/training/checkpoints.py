@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """Checkpoints that are complete or not there, and from which a run goes on bit for bit."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -109,8 +110,11 @@ class CheckpointTrainer(Trainer):
     any moment, or whose disk is full, leaves the last good one as it was; and which checks what it goes on from.
     """
 
-    log_means: LogMeans
     _staging: Path | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.log_means = LogMeans()
 
     def last_checkpoint(self) -> str | None:
         """
@@ -179,7 +183,8 @@ class CheckpointTrainer(Trainer):
                 raise
             raise ChildProcessError(
                 "A worker of the data loader was killed, most often by the system for want of memory: take fewer "
-                f"dataloader_num_workers or a smaller per_device_train_batch_size. {self._how_to_go_on()} ({error})"
+                f"dataloader_num_workers or a smaller per_device_train_batch_size ({str(error).strip(' .')}). "
+                f"{self._how_to_go_on()}"
             ) from error
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -250,9 +255,12 @@ class CheckpointTrainer(Trainer):
         except CheckpointWriteError:
             raise
         except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's and safetensors' are no OSErrors
+            free = _free_megabytes(str(self.args.output_dir))
+            # Only Python names a full disk; PyTorch and safetensors say what came of it.
+            is_full = free < 1 or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            cause = "the disk is full" if is_full else " ".join(str(error).split())
             raise CheckpointWriteError(
-                f"{what} could not be written: {' '.join(str(error).split())} "
-                f"({_free_space(str(self.args.output_dir))} free). {self._how_to_go_on()}"
+                f"{what} could not be written: {cause} ({free:,.1f} MB free). {self._how_to_go_on()}"
             ) from error
 
     def _how_to_go_on(self) -> str:
@@ -379,7 +387,7 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
-def _free_space(folder: str) -> str:
+def _free_megabytes(folder: str) -> float:
     while not os.path.isdir(folder):
         folder = os.path.dirname(os.path.abspath(folder))
-    return f"{shutil.disk_usage(folder).free / 2**20:,.1f} MB"
+    return shutil.disk_usage(folder).free / 2**20
