@@ -10,8 +10,11 @@ Pre-trains STELLAR.
 
 Flags go before the values of a recipe, a recipe before the defaults; a recipe's model_config is overridden field by
 field. Without a recipe and without images of your own, examples/recipes/photo_mosaics.yaml is taken. One process needs
-no launcher: python examples/pretrain.py does the same. Ctrl-C saves a checkpoint to go on from. An error is told in a
-sentence; --log_level=debug shows where it came from.
+no launcher: python examples/pretrain.py does the same. An error is told in a sentence; --log_level=debug shows where
+it came from.
+
+The same command goes on from the newest checkpoint in the output folder, however the run ended; Ctrl-C and SIGTERM
+save one before they end it. A finished run is only measured again. --overwrite_output_dir starts anew.
 """
 
 import json
@@ -48,7 +51,7 @@ DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "photo_mosaics.yaml"
 
 @dataclass
 class ModelArguments:
-    """Which model to train."""
+    """Which model to train, and whether to begin again."""
 
     model_name_or_path: str | None = field(
         default=None,
@@ -60,6 +63,10 @@ class ModelArguments:
     model_config: dict | str | None = field(
         default=None,
         metadata={"help": "Fields of StellarConfig, as JSON: '{\"num_sparse_tokens\": 8}'. Overrides a checkpoint's."},
+    )
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
     )
 
     def __post_init__(self):
@@ -203,6 +210,11 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
         print(describe(model, "streamed" if data_args.streaming else f"{len(images):,}"))
+    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir)
+    is_finished = checkpoint is not None and trainer.is_finished(checkpoint)
+    if checkpoint is not None and is_main_process:
+        what = "The training is finished; measuring" if is_finished else "Going on from"
+        print(f"{what} {checkpoint} (--overwrite_output_dir starts anew)\n")
     evaluation = None
     if data_args.is_embedded and is_main_process:
         evaluation = MosaicEvaluation(
@@ -210,16 +222,12 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         )
         evaluation.add_untrained(model)
 
-    resume = training_args.resume_from_checkpoint
-    result = trainer.train(resume_from_checkpoint=True if str(resume).lower() == "true" else resume)
-    if trainer.interrupted:
-        checkpoint = Path(training_args.output_dir, f"checkpoint-{trainer.state.global_step}")
-        print(f"\nInterrupted. To go on, repeat the command with: --resume_from_checkpoint {checkpoint}")
-        sys.exit(130)
-
+    if is_finished:
+        trainer.load_finished(checkpoint)
+    else:
+        train(trainer, checkpoint)
     trainer.save_model()
     trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
     if evaluation is not None:
         trainer.save_metrics("test", evaluation.add_trained(model))
         print(f"\nTest split of the photo mosaics\n\n{evaluation.table()}\n")
@@ -234,6 +242,33 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         trainer.create_model_card(**card)
     if is_main_process:
         print(how_to_load(training_args.output_dir))
+
+
+def train(trainer: StellarTrainer, checkpoint: str | None) -> None:
+    """Trains, from the start or a checkpoint; an interrupted training ends the script."""
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.interrupted:
+        if trainer.is_world_process_zero():
+            last = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}")
+            print(f"\nInterrupted. Repeat the command to go on from {last}")
+        sys.exit(trainer.exit_status)
+    trainer.save_metrics("train", result.metrics)
+
+
+def find_checkpoint(trainer: StellarTrainer, overwrite_output_dir: bool) -> str | None:
+    """The checkpoint that was asked for, or else the newest one in the output folder, if there is any."""
+    asked = trainer.args.resume_from_checkpoint
+    if overwrite_output_dir:
+        if asked is not None:
+            raise ValueError("Both overwrite_output_dir and resume_from_checkpoint are given: choose one.")
+        trainer.remove_checkpoints()
+        return None
+    newest = trainer.last_checkpoint()
+    if asked is None or str(asked).lower() == "true":
+        if asked is not None and newest is None:
+            raise ValueError(f"There is no checkpoint in {trainer.args.output_dir} to resume from.")
+        return newest
+    return None if str(asked).lower() == "false" else asked
 
 
 def use_all_cores(args: StellarTrainingArguments) -> None:

@@ -6,10 +6,12 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +339,64 @@ def test_model_config_that_does_not_fit_the_checkpoint(error_of, run_script, own
     assert str(tmp_path) in message and "num_sparse_tokens" in message
 
 
+# Going on ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_command_goes_on_after_a_kill_and_is_finished_after_that(run_script, own_images, tmp_path, capsys):
+    arguments = [*own_images, f"--output_dir={tmp_path}", "--max_steps=6", "--save_steps=2", "--logging_steps=1"]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    try:
+        while not (tmp_path / "checkpoint-2").is_dir():
+            assert process.poll() is None
+            time.sleep(0.001)
+    finally:
+        process.kill()
+        process.communicate()
+    shutil.rmtree(tmp_path / "checkpoint-6", ignore_errors=True)  # where the kill came late
+
+    run_script(*arguments)
+    assert re.search(rf"^Going on from {tmp_path}/checkpoint-[24] ", capsys.readouterr().out, re.M)
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert [log["step"] for log in state["log_history"] if "loss" in log] == [1, 2, 3, 4, 5, 6]
+    trained = load_file(tmp_path / "model.safetensors")
+
+    (tmp_path / "model.safetensors").unlink()
+    run_script(*arguments)
+    output = capsys.readouterr().out
+    assert f"The training is finished; measuring {tmp_path}/checkpoint-6" in output and "6 steps done" not in output
+    again = load_file(tmp_path / "model.safetensors")
+    assert again.keys() == trained.keys() and all(torch.equal(again[name], trained[name]) for name in trained)
+
+
+def test_overwriting_starts_anew(run_script, error_of, own_images, tmp_path, capsys):
+    arguments = [*own_images, f"--output_dir={tmp_path}", "--save_steps=1"]
+    run_script(*arguments, "--max_steps=3")
+    run_script(*arguments, "--max_steps=1", "--overwrite_output_dir", "--seed=5")
+    assert "Going on" not in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+    asked = f"--resume_from_checkpoint={tmp_path / 'checkpoint-1'}"
+    assert "choose one" in error_of(*arguments, "--overwrite_output_dir", asked)
+
+
+def test_a_checkpoint_of_another_model_is_refused(error_of, run_script, own_images, tmp_path):
+    run_script(*own_images, "--max_steps=1", f"--output_dir={tmp_path}")
+    other = json.dumps({**TINY_MODEL, "num_sparse_tokens": 5})
+    message = error_of(*own_images, f"--model_config={other}", "--max_steps=2", f"--output_dir={tmp_path}")
+    assert "of another model: num_sparse_tokens is 3 there and 5 here." in message
+
+
+def test_a_checkpoint_that_was_asked_for(error_of, run_script, own_images, tmp_path):
+    run_script(*own_images, "--max_steps=2", "--save_steps=1", f"--output_dir={tmp_path / 'first'}")
+    asked = f"--resume_from_checkpoint={tmp_path / 'first' / 'checkpoint-1'}"
+    run_script(*own_images, asked, "--max_steps=2", f"--output_dir={tmp_path / 'second'}")
+    assert json.loads((tmp_path / "second" / "trainer_state.json").read_text())["global_step"] == 2
+
+    (tmp_path / "first" / "checkpoint-1" / "model.safetensors").write_bytes(b"")
+    said = {asked: "model.safetensors is incomplete", "--resume_from_checkpoint=/no/such": "no checkpoint /no/such"}
+    for argument, part in said.items():
+        assert part in error_of(*own_images, argument, "--max_steps=2", f"--output_dir={tmp_path / 'third'}")
+
+
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +415,9 @@ def test_ctrl_c_before_training(run_script, tmp_path, capsys):
     assert capsys.readouterr().err.strip() == "Interrupted."
 
 
-def test_ctrl_c_in_training_leaves_a_checkpoint_that_goes_on(run_script, own_images, tmp_path):
+def test_ctrl_c_in_training_leaves_a_checkpoint_that_the_same_command_goes_on_from(
+    run_script, own_images, tmp_path, capsys
+):
     command = [sys.executable, str(SCRIPT), *own_images, f"--output_dir={tmp_path}", "--logging_steps=1"]
     command += ["--max_steps=100000", "--dataloader_num_workers=1", "--save_strategy=no"]
     with (tmp_path / "stderr.txt").open("w") as errors:  # a pipe that nobody reads would fill up
@@ -374,10 +436,11 @@ def test_ctrl_c_in_training_leaves_a_checkpoint_that_goes_on(run_script, own_ima
     assert "Traceback" not in errors and "saving a checkpoint" in errors
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
-    assert step >= 3 and f"--resume_from_checkpoint {checkpoint}" in output
+    assert step >= 3 and f"Repeat the command to go on from {checkpoint}" in output
     assert AutoModelForPreTraining.from_pretrained(checkpoint).config.num_sparse_tokens == 3
 
-    run_script(*own_images, f"--output_dir={tmp_path}", f"--max_steps={step + 1}", "--resume_from_checkpoint=true")
+    run_script(*own_images, f"--output_dir={tmp_path}", f"--max_steps={step + 1}")
+    assert f"Going on from {checkpoint}" in capsys.readouterr().out
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     assert state["global_step"] == step + 1
     assert [log["step"] for log in state["log_history"][:step]] == list(range(1, step + 1))

@@ -85,6 +85,7 @@ arguments = StellarTrainingArguments(
     str(folder / "run"),
     push_to_hub=True,
     hub_model_id="tester/trained",
+    hub_strategy="checkpoint",
     max_steps=2,
     save_steps=2,
     per_device_train_batch_size=2,
@@ -284,6 +285,14 @@ def test_every_state_that_a_training_pushed_has_the_code_it_names(hub, pushed):
     for files in states:
         for reference in json.loads(files["config.json"])["auto_map"].values():
             assert f"{reference.split('.')[0]}.py" in files
+
+
+def test_pushed_checkpoint_is_complete(hub, pushed):
+    files = hub.files("tester/trained")
+    checkpoint = pushed / "run" / "checkpoint-2"
+    for file in checkpoint.iterdir():
+        assert files[f"last-checkpoint/{file.name}"] == file.read_bytes(), file.name
+    assert not any(name.startswith("_") for state in hub.commits["tester/trained"].values() for name in state)
 
 
 def test_pretrain_script_pushes(hub, run_python, tmp_path, tiny_config):

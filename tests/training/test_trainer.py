@@ -5,6 +5,7 @@
 import copy
 import math
 import signal
+import time
 
 import datasets
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import TrainerCallback, TrainingArguments
 from stellar_hf import StellarForPreTraining, StellarModel, StellarTrainer, StellarTrainingArguments
 from stellar_hf.data import StellarCollator, StellarViews
 from stellar_hf.modeling_stellar import LOSS_TERMS
+from stellar_hf.training import GracefulInterruptCallback
 
 IMAGES = [{"image": image} for image in np.random.default_rng(0).integers(0, 256, (10, 40, 40, 3), dtype=np.uint8)]
 
@@ -435,6 +437,8 @@ def test_second_interrupt_stops_at_once(make_trainer, tmp_path):
 
     def interrupt_twice(**kwargs):
         signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # the same one, passed on by a launcher
+        time.sleep(GracefulInterruptCallback.SECONDS_OF_ONE_INTERRUPT + 0.1)
         signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):

@@ -4,10 +4,13 @@
 
 from .arguments import StellarTrainingArguments
 from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
+from .checkpoints import CheckpointTrainer, CheckpointWriteError
 from .evaluation import default_processor
 from .trainer import StellarTrainer
 
 __all__ = [
+    "CheckpointTrainer",
+    "CheckpointWriteError",
     "GracefulInterruptCallback",
     "PushCodeCallback",
     "StellarProgressCallback",

@@ -6,8 +6,11 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -32,45 +35,64 @@ class ProcessSeedCallback(TrainerCallback):
 
 class GracefulInterruptCallback(TrainerCallback):
     """
-    The first Ctrl-C finishes the step, saves a checkpoint and ends the training; a second one interrupts at once.
+    The first Ctrl-C, or SIGTERM as clusters send it before they take a machine away, finishes the step, saves a
+    checkpoint and ends the training, on all processes when one of them gets it; a second one ends it at once.
 
-    After training, `interrupted` tells whether it ended so.
+    After training, `signal_number` is the signal that ended it so, or None.
     """
 
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    # A launcher passes on the Ctrl-C that the terminal has sent to all processes already; a person is not that quick.
+    SECONDS_OF_ONE_INTERRUPT = 1.0
+
     def __init__(self):
-        self.interrupted = False
-        self._previous_handler = None
+        self.signal_number: int | None = None
+        self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.interrupted = False
+        self.signal_number = None
         self._process_id = os.getpid()
         # Python delivers signals to the main thread alone.
-        if self._previous_handler is None and threading.current_thread() is threading.main_thread():
-            self._previous_handler = signal.signal(signal.SIGINT, self._handle)
+        if not self._previous_handlers and threading.current_thread() is threading.main_thread():
+            self._previous_handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.interrupted:
+        if args.world_size > 1:
+            self._agree(args.device)
+        if self.signal_number is not None:
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
-        self.restore_handler()
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.signal_number is not None and control.should_training_stop and state.epoch % 1 > 0:
+            # The epoch has not ended: a log or checkpoint of its end would make the resumed run another one.
+            control.should_log = control.should_evaluate = control.should_save = False
 
-    def restore_handler(self) -> None:
-        """Gives Ctrl-C back to who had it before training; also needed where training ends with an error."""
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
+    def on_train_end(self, args, state, control, **kwargs):
+        self.restore_handlers()
+
+    def restore_handlers(self) -> None:
+        """Gives the signals back to who had them before training; also needed where training ends with an error."""
+        for number, handler in self._previous_handlers.items():
+            signal.signal(number, handler)
+        self._previous_handlers = {}
+
+    def _agree(self, device) -> None:
+        """A process that stopped alone would leave the others waiting for its gradients."""
+        number = torch.tensor(self.signal_number or 0, device=device)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        self.signal_number = int(number) or None
 
     def _handle(self, signal_number, frame):
         if os.getpid() != self._process_id:
             return  # a data loader's worker, forked while this handler was installed
-        if self.interrupted:
-            self.restore_handler()
-            raise KeyboardInterrupt
-        self.interrupted = True
-        # Not through a stream or a logger: the signal may have come in the middle of a write to the same one.
-        os.write(2, b"\nInterrupted: saving a checkpoint after this step (Ctrl-C again to stop without).\n")
+        if self.signal_number is None:
+            self.signal_number, self._time = signal_number, time.monotonic()
+            # Not through a stream or a logger: the signal may have come in the middle of a write to the same one.
+            os.write(2, b"\nInterrupted: saving a checkpoint after this step (Ctrl-C again to stop without).\n")
+        elif time.monotonic() - self._time > self.SECONDS_OF_ONE_INTERRUPT:
+            self.restore_handlers()
+            signal.raise_signal(signal_number)
 
 
 class PushCodeCallback(TrainerCallback):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 from transformers.utils import is_datasets_available
@@ -29,6 +29,7 @@ from .callbacks import (
     StellarProgressCallback,
     TeacherCallback,
 )
+from .checkpoints import CheckpointTrainer
 from .evaluation import FigureCallback, ImageEvaluation, WholeImages, default_processor
 from .unreadable import UnreadableImages
 
@@ -41,10 +42,11 @@ DIAGNOSTICS = ("prototype_entropy", "slot_information", "token_diversity", "loca
 _NO_DECAY = re.compile(r"bias$|layernorm|position_embeddings$|cls_token$|sparse_tokens$")
 
 
-class StellarTrainer(Trainer):
+class StellarTrainer(CheckpointTrainer):
     """
     `Trainer` for [`StellarForPreTraining`]: makes the views, logs every term of the objective, moves the EMA teacher
-    once per optimizer step, and finishes the step and saves a checkpoint on Ctrl-C.
+    once per optimizer step, finishes the step and saves a checkpoint on Ctrl-C and SIGTERM, and writes checkpoints
+    that are complete or not there, and that a run goes on from bit for bit on a CPU.
 
     Args:
         model: The model to pre-train, with or without adapters of PEFT.
@@ -101,8 +103,6 @@ class StellarTrainer(Trainer):
             **kwargs,
         )
         self._unreadable = UnreadableImages(args.max_unreadable_share)
-        self._sums: dict[str, torch.Tensor] = {}
-        self._num_steps = 0.0
         self._interrupt = GracefulInterruptCallback()
         self.add_callback(self._interrupt)
         self.add_callback(ProcessSeedCallback())
@@ -136,23 +136,37 @@ class StellarTrainer(Trainer):
 
     @property
     def interrupted(self) -> bool:
-        """Whether the last training was ended by Ctrl-C, after saving a checkpoint."""
-        return self._interrupt.interrupted
+        """Whether the last training was ended by Ctrl-C or SIGTERM, after saving a checkpoint."""
+        return self._interrupt.signal_number is not None
 
-    def train(self, *args, **kwargs):
-        """As in `Trainer`; Ctrl-C finishes the step and saves a checkpoint."""
-        self._sums, self._num_steps = {}, 0.0
+    @property
+    def exit_status(self) -> int:
+        """What a script should exit with after training: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
+        return 0 if self._interrupt.signal_number is None else 128 + self._interrupt.signal_number
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        As in `Trainer`; Ctrl-C and SIGTERM finish the step and save a checkpoint.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint, or True for the newest one in `args.output_dir`.
+
+        Raises:
+            ValueError: If the checkpoint to resume from is missing, damaged, or of another architecture.
+            OSError: If a checkpoint cannot be written (`CheckpointWriteError`), or a worker of the data loader was
+                killed; the last complete checkpoint is intact.
+        """
         try:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
-            self._interrupt.restore_handler()
+            self._interrupt.restore_handlers()
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in `Trainer`; its workers outlive a Ctrl-C, so that the step can be finished."""
+        """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, so that the step can be finished."""
         return _with_uninterrupted_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """As in `Trainer`; its workers outlive a Ctrl-C, too."""
+        """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, too."""
         return _with_uninterrupted_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -199,9 +213,7 @@ class StellarTrainer(Trainer):
         if model.training:
             # The Trainer's own weights of the forwards of a step, so that the logged terms add up to the logged loss.
             share = 1 / self.current_gradient_accumulation_steps
-            for name in (*LOSS_TERMS, *DIAGNOSTICS):
-                self._sums[name] = self._sums.get(name, 0.0) + share * outputs[name].detach()
-            self._num_steps += share
+            self.log_means.add({"loss": loss, **{name: outputs[name] for name in (*LOSS_TERMS, *DIAGNOSTICS)}}, share)
         return (loss, outputs) if return_outputs else loss
 
     def _with_views(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -214,11 +226,11 @@ class StellarTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every term and diagnostic since the last log to a log of the training loss."""
-        if "loss" in logs and self._sums:
-            means = torch.stack(list(self._sums.values())) / self._num_steps
-            means = self.accelerator.reduce(means, reduction="mean").tolist()
-            logs.update(zip(self._sums, means, strict=True))
-            self._sums, self._num_steps = {}, 0.0
+        if "loss" in logs:
+            logs.update(self.log_means.pop(self.accelerator))
+        elif "train_loss" in logs:  # the Trainer's own covers what was trained since the last resume
+            self.log_means.pop(self.accelerator)
+            logs["train_loss"] = self.log_means.mean_loss()
         super().log(logs, start_time)
 
     def create_model_card(
@@ -328,12 +340,13 @@ def _undecoded(dataset: Any, column: str) -> Any:
 
 
 def _with_uninterrupted_workers(dataloader: DataLoader) -> DataLoader:
-    """A terminal sends Ctrl-C to the workers as well, which would end without a word before the step is done."""
+    """Ctrl-C and SIGTERM come to the workers as well, which would end without a word before the step is done."""
     dataloader.worker_init_fn = partial(_init_worker, initialize=dataloader.worker_init_fn)
     return dataloader
 
 
 def _init_worker(worker_id: int, initialize: Callable[[int], None] | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in GracefulInterruptCallback.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     if initialize is not None:
         initialize(worker_id)

@@ -1,0 +1,264 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Whatever happens to a training, its last checkpoint is whole, and the same command goes on from it bit for bit."""
+
+import json
+import multiprocessing
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from packaging import version
+from transformers.trainer_utils import get_last_checkpoint
+
+SCRIPT = str(Path(__file__).with_name("run_with_fault.py"))
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Starts a training in a process that was forked from one which has only imported the package."""
+    processes = []
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["stellar_hf.training", "stellar_hf.modeling_stellar"])
+
+    def start(folder, fault=None, **settings):
+        folder.mkdir(exist_ok=True)
+        arguments = [SCRIPT, str(folder), json.dumps({**settings, "fault": fault})]
+        process = context.Process(target=_run_script, args=(arguments,))
+        process.start()
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def train(start):
+    """Runs a training to its end and returns the exit status, negative for a signal, and what it said."""
+
+    def train(folder, fault=None, **settings):
+        process = start(folder, fault, **settings)
+        process.join(timeout=200)
+        assert process.exitcode is not None, "The training hangs."
+        return process.exitcode, (folder / "said_0.txt").read_text()
+
+    return train
+
+
+def _run_script(arguments):
+    sys.argv = arguments
+    # As in a process that was started from a shell: workers of a fork server would outlive a kill.
+    multiprocessing.set_start_method("fork", force=True)
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def launch(folder, fault=None, **settings):
+    """Starts a training on two processes."""
+    folder.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "1"}
+    environment["OMP_NUM_THREADS"] = "1"
+    with (folder / "output.txt").open("a") as output:
+        return subprocess.Popen(
+            [*command, SCRIPT, str(folder), json.dumps({**settings, "fault": fault})],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def finish(process):
+    try:
+        return process.wait(timeout=300)
+    finally:
+        process.kill()
+
+
+def last_step(folder):
+    last = get_last_checkpoint(folder / "run") if (folder / "run").is_dir() else None
+    return int(last.rpartition("-")[2]) if last else None
+
+
+def assert_same_checkpoints(folder, expected, step):
+    """Weights, teacher, optimizer, schedule, random state, logged curve: every file but that of the arguments."""
+    checkpoints = [each / "run" / f"checkpoint-{step}" for each in (folder, expected)]
+    names = [{file.name for file in checkpoint.iterdir()} for checkpoint in checkpoints]
+    assert names[0] == names[1] >= {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"}
+    states = [json.loads((checkpoint / "trainer_state.json").read_text()) for checkpoint in checkpoints]
+    assert states[0] == states[1]
+    assert {"loss", "masked_loss", "learning_rate", "grad_norm"} <= states[0]["log_history"][-1].keys()
+    for name in names[0] - {"training_args.bin"}:
+        assert checkpoints[0].joinpath(name).read_bytes() == checkpoints[1].joinpath(name).read_bytes(), name
+
+
+# Kill ----------------------------------------------------------------------------------------------------------------
+
+
+# An epoch has 4 steps, of 2, 2, 2 and 1 forwards.
+SETTINGS = {"max_steps": 10, "logging_steps": 3, "save_steps": 2, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    status, said = train(folder, **SETTINGS)
+    assert status == 0, said
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_killed_run_goes_on_bit_for_bit(train, uninterrupted, tmp_path, num_workers):
+    settings = {**SETTINGS, "dataloader_num_workers": num_workers}
+    for fault, step in (
+        (["kill", 1], None),
+        (["kill", 5], 4),  # whose checkpoint is of the end of an epoch
+        (["kill in save", 6], 4),
+        (["kill", 7], 6),
+    ):
+        status, said = train(tmp_path, fault, **settings)
+        assert (status, last_step(tmp_path)) == (-signal.SIGKILL, step), (fault, said)
+    assert train(tmp_path, **settings)[0] == 0
+    assert_same_checkpoints(tmp_path, uninterrupted, 10)
+    # What is logged at the end covers the whole run, too.
+    results = [json.loads((folder / "said_0.txt").read_text()) for folder in (tmp_path, uninterrupted)]
+    assert results[0]["train_loss"] == results[1]["train_loss"]
+
+
+def test_interrupted_run_goes_on_bit_for_bit(train, uninterrupted, tmp_path):
+    """At a step that is neither logged nor saved, and at the end of an epoch."""
+    for fault, step in ((["interrupt", 5], 5), (["terminate", 8], 8)):
+        status, said = train(tmp_path, fault, **SETTINGS)
+        assert (status, last_step(tmp_path)) == ({5: 130, 8: 143}[step], step), said
+    assert train(tmp_path, **SETTINGS)[0] == 0
+    assert_same_checkpoints(tmp_path, uninterrupted, 10)
+
+
+def test_epochs_that_are_interrupted_are_logged_and_saved_once(train, tmp_path):
+    settings = {"num_train_epochs": 2, "logging_strategy": "epoch", "save_strategy": "epoch"}
+    assert train(tmp_path / "whole", **settings)[0] == 0
+    for fault in (["interrupt", 3], ["interrupt", 7], ["kill in save", 14]):
+        train(tmp_path / "broken", fault, **settings)
+    assert train(tmp_path / "broken", **settings)[0] == 0
+    assert_same_checkpoints(tmp_path / "broken", tmp_path / "whole", 14)
+
+
+def test_the_only_checkpoint_outlives_a_kill_while_the_next_is_written(train, tmp_path):
+    settings = {"max_steps": 6, "save_total_limit": 1}
+    status, _ = train(tmp_path, ["kill in save", 4], **settings)
+    assert status == -signal.SIGKILL
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2"}
+    assert list((tmp_path / "run" / "_saving").iterdir())  # what was written of the next one
+    assert train(tmp_path, **settings)[0] == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-6"]
+
+
+# Full disk -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a folder a file system of its own, of so many bytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        if sys.platform != "linux" or shutil.which("mount") is None or subprocess.run(command).returncode != 0:
+            pytest.skip("a small file system can be mounted by root on Linux alone")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", str(folder)])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.95], ids=["in the model", "in the optimizer", "near the end"])
+def test_full_disk_leaves_the_last_checkpoint(train, uninterrupted, small_disk, tmp_path, share):
+    size = sum(file.stat().st_size for file in (uninterrupted / "run" / "checkpoint-10").iterdir())
+    disk = small_disk(int((1 + share) * size) // 4096 * 4096)
+    status, said = train(disk, **SETTINGS, save_total_limit=1)
+    # As much as one checkpoint and a share of the next one has room.
+    assert status == 1
+    assert f"checkpoint-4 in {disk}/run could not be written: the disk is full (0." in said
+    assert f"{disk}/run/checkpoint-2 is intact: resume from it" in said
+    assert [path.name for path in (disk / "run").iterdir()] == ["checkpoint-2"]
+
+    shutil.copytree(disk / "run", tmp_path / "larger" / "run")
+    assert train(tmp_path / "larger", **SETTINGS)[0] == 0
+    assert_same_checkpoints(tmp_path / "larger", uninterrupted, 10)
+
+
+# Data loader ---------------------------------------------------------------------------------------------------------
+
+
+def test_killed_worker_is_named_and_the_run_goes_on(train, uninterrupted, tmp_path):
+    settings = {**SETTINGS, "dataloader_num_workers": 2}
+    status, said = train(tmp_path, ["kill worker", 3], **settings)
+    assert status == 1
+    assert said.startswith("A worker of the data loader was killed") and "dataloader_num_workers" in said
+    assert f"{tmp_path}/run/checkpoint-2 is intact" in said
+    assert train(tmp_path, **settings)[0] == 0
+    assert_same_checkpoints(tmp_path, uninterrupted, 10)
+
+
+# Two processes -------------------------------------------------------------------------------------------------------
+
+
+ON_TWO = {"max_steps": 8, "logging_steps": 3, "save_steps": 2}
+
+
+resumes_on_two = pytest.mark.skipif(
+    version.parse(transformers.__version__) < version.parse("5.23"),
+    reason="earlier Trainers load no optimizer where several processes train on the CPU",
+)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_on_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    assert finish(launch(folder, **ON_TWO)) == 0, (folder / "output.txt").read_text()
+    return folder
+
+
+@resumes_on_two
+@pytest.mark.parametrize(
+    ("fault", "step"),
+    [(["interrupt", 3, 1], 3), (["kill", 5, 1], 4), (["kill in save", 4, 0], 2)],
+    ids=["interrupt of one", "kill of one", "kill in save"],
+)
+def test_fault_of_one_process_ends_all_and_the_run_goes_on(uninterrupted_on_two, tmp_path, fault, step):
+    assert finish(launch(tmp_path, fault, **ON_TWO)) != 0
+    assert last_step(tmp_path) == step, (tmp_path / "output.txt").read_text()
+    assert finish(launch(tmp_path, **ON_TWO)) == 0, (tmp_path / "output.txt").read_text()
+    assert_same_checkpoints(tmp_path, uninterrupted_on_two, 8)
+
+
+def test_ctrl_c_in_the_terminal_of_a_launcher_saves_one_checkpoint(tmp_path):
+    """The launcher gets it as well, and passes it on to the processes, which have got it already."""
+    settings = {"max_steps": 100000, "save_strategy": "no", "logging_steps": 1}
+    process = launch(tmp_path, **settings)
+    try:
+        output = tmp_path / "output.txt"
+        while "'loss'" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=120)
+    finally:
+        process.kill()
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert state["global_step"] == int(checkpoint.name.removeprefix("checkpoint-"))
+    assert torch.load(checkpoint / "rng_state_1.pth", weights_only=False)
