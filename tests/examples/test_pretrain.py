@@ -368,6 +368,33 @@ def test_the_same_command_goes_on_after_a_kill_and_is_finished_after_that(run_sc
     assert again.keys() == trained.keys() and all(torch.equal(again[name], trained[name]) for name in trained)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_ends_as_an_uninterrupted_one_bit_for_bit(own_images, tmp_path, workers):
+    arguments = [*own_images, "--max_steps=6", "--save_steps=2", "--logging_steps=1", "--local_size=16"]
+    arguments += ["--num_local_views=1", f"--dataloader_num_workers={workers}"]
+
+    def start(name):
+        command = [sys.executable, str(SCRIPT), *arguments, f"--output_dir={tmp_path / name}"]
+        return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait(timeout=200) == 0
+    killed = start("killed")
+    while not (tmp_path / "killed" / "checkpoint-2").is_dir():
+        assert killed.poll() is None
+        time.sleep(0.001)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    assert start("killed").wait(timeout=200) == 0
+
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("whole", "killed")]
+    whole, resumed = ([log for log in state["log_history"] if "loss" in log] for state in states)
+    assert len(whole) == 6 and whole == resumed
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
 def test_overwriting_starts_anew(run_script, error_of, own_images, tmp_path, capsys):
     arguments = [*own_images, f"--output_dir={tmp_path}", "--save_steps=1"]
     run_script(*arguments, "--max_steps=3")

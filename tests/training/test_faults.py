@@ -235,7 +235,7 @@ def uninterrupted_on_two(tmp_path_factory):
 @resumes_on_two
 @pytest.mark.parametrize(
     ("fault", "step"),
-    [(["interrupt", 3, 1], 3), (["kill", 5, 1], 4), (["kill in save", 4, 0], 2)],
+    [(["interrupt", 3, 1], 4), (["kill", 5, 1], 4), (["kill in save", 4, 0], 2)],
     ids=["interrupt of one", "kill of one", "kill in save"],
 )
 def test_fault_of_one_process_ends_all_and_the_run_goes_on(uninterrupted_on_two, tmp_path, fault, step):

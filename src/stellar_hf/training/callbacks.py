@@ -47,19 +47,21 @@ class GracefulInterruptCallback(TrainerCallback):
 
     def __init__(self):
         self.signal_number: int | None = None
+        self._received = 0  # by this process
+        self._agreement: torch.Tensor | None = None
         self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.signal_number = None
+        self.signal_number, self._received, self._agreement = None, 0, None
         self._process_id = os.getpid()
         # Python delivers signals to the main thread alone.
         if not self._previous_handlers and threading.current_thread() is threading.main_thread():
             self._previous_handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1:
-            self._agree(args.device)
-        if self.signal_number is not None:
+        received = self._agreed(args.device) if args.world_size > 1 else self._received
+        if received:
+            self.signal_number = received
             control.should_save = True
             control.should_training_stop = True
 
@@ -77,17 +79,21 @@ class GracefulInterruptCallback(TrainerCallback):
             signal.signal(number, handler)
         self._previous_handlers = {}
 
-    def _agree(self, device) -> None:
-        """A process that stopped alone would leave the others waiting for its gradients."""
-        number = torch.tensor(self.signal_number or 0, device=device)
-        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
-        self.signal_number = int(number) or None
+    def _agreed(self, device: torch.device) -> int:
+        """
+        The signal that any process had received at the end of the step before: one that stopped alone would leave the
+        others waiting for its gradients. A step late, since the result of this one would have to be waited for.
+        """
+        known = 0 if self._agreement is None else int(self._agreement)
+        self._agreement = torch.tensor(self._received, device=device)
+        torch.distributed.all_reduce(self._agreement, op=torch.distributed.ReduceOp.MAX)
+        return known
 
     def _handle(self, signal_number, frame):
         if os.getpid() != self._process_id:
             return  # a data loader's worker, forked while this handler was installed
-        if self.signal_number is None:
-            self.signal_number, self._time = signal_number, time.monotonic()
+        if not self._received:
+            self._received, self._time = signal_number, time.monotonic()
             # Not through a stream or a logger: the signal may have come in the middle of a write to the same one.
             os.write(2, b"\nInterrupted: saving a checkpoint after this step (Ctrl-C again to stop without).\n")
         elif time.monotonic() - self._time > self.SECONDS_OF_ONE_INTERRUPT:
