@@ -159,6 +159,8 @@ def open_images(args: Arguments) -> datasets.Dataset:
         images = load_images(args.image_dir or args.dataset_name, args.dataset_split, image_column=args.image_column)
     else:
         images = load_photo_mosaics("test", args.num_scenes)
+    if len(images) == 0:
+        raise ValueError(f"The data set {args.source} has no rows: at least one image is needed.")
     label_column = args.label_column or "label"
     has_labels = label_column in images.features
     if args.image_column not in images.features or (args.label_column and not has_labels):
@@ -329,7 +331,7 @@ def write_shard(path: Path, rows: list[dict], features: datasets.Features, setti
     table = table.replace_schema_metadata({**table.schema.metadata, SETTINGS_KEY: json.dumps(settings)})
     aside = path.with_name(f".{path.name}.unfinished")  # `datasets` does not look at hidden files
     with aside.open("wb") as file:
-        with pq.ParquetWriter(file, table.schema) as writer:
+        with pq.ParquetWriter(file, table.schema, compression="zstd", use_dictionary=False) as writer:
             if rows:  # `datasets` loads a file without groups of rows, but not one with an empty group
                 writer.write_table(table)
         file.flush()
