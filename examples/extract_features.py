@@ -347,7 +347,8 @@ def report(args: Arguments, shards: dict[Path, range], num_images: int, features
     if num_rows == 0:
         raise ValueError(f"None of the {num_images} images can be read.")
     left_out = f", {num_images - num_rows:,} could not be read and are left out" if num_rows < num_images else ""
-    print(f"\nFeatures of {num_rows:,} images in {len(shards):,} shards{left_out}: {', '.join(features)}\n")
+    files = "1 shard" if len(shards) == 1 else f"{len(shards):,} shards"
+    print(f"\nFeatures of {num_rows:,} images in {files}{left_out}: {', '.join(features)}\n")
     print(
         "    import datasets\n\n"
         f'    features = datasets.load_dataset("parquet", data_dir="{shard_folder(args)}", split="train")\n'
@@ -376,10 +377,8 @@ def index_tokens(args: Arguments, shards: Iterable[Path]) -> None:
     matches = nearest_tokens(index, queries, num_tokens, k, exclude_images=[0] * num_tokens)
     print(f"Nearest tokens of other images, by cosine, for those of image {images[0]}:\n")
     for query, found in enumerate(zip(matches.images, matches.slots, matches.similarities, strict=True)):
-        names = [
-            f"image {images[row]:>6} token {slot:>2} ({cosine:.2f})" for row, slot, cosine in zip(*found, strict=True)
-        ]
-        print(f"    token {query:>2}  →  {'   '.join(names)}")
+        names = [f"image {images[row]} token {slot} ({cosine:.2f})" for row, slot, cosine in zip(*found, strict=True)]
+        print(f"    token {query}  →  {',  '.join(names)}")
     print(
         "\n    import faiss\n"
         "    from stellar_hf.evaluation import nearest_tokens\n\n"
