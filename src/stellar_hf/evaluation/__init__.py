@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Evaluation of sparse tokens: kNN and linear probe, concepts, reconstruction, localization."""
+"""Evaluation of sparse tokens: kNN and linear probe, concepts, reconstruction, localization, retrieval."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ if TYPE_CHECKING:
     from .localization import concept_labels, localization_iou
     from .metrics import Accuracy
     from .reconstruction import psnr
+    from .retrieval import TokenMatches, build_token_index, import_faiss, nearest_tokens
 
 _MODULE_OF = {
     "Accuracy": "metrics",
     "TokenFeatures": "evaluate",
+    "TokenMatches": "retrieval",
+    "build_token_index": "retrieval",
     "concept_accuracy": "classification",
     "concept_labels": "localization",
     "evaluate_stellar": "evaluate",
     "extract_features": "evaluate",
     "format_results_table": "evaluate",
+    "import_faiss": "retrieval",
     "knn_accuracy": "classification",
     "linear_probe_accuracy": "classification",
     "localization_iou": "localization",
+    "nearest_tokens": "retrieval",
     "psnr": "reconstruction",
     "raw_pixel_baseline": "evaluate",
 }
@@ -38,14 +43,18 @@ _MODULE_OF = {
 __all__ = [
     "Accuracy",
     "TokenFeatures",
+    "TokenMatches",
+    "build_token_index",
     "concept_accuracy",
     "concept_labels",
     "evaluate_stellar",
     "extract_features",
     "format_results_table",
+    "import_faiss",
     "knn_accuracy",
     "linear_probe_accuracy",
     "localization_iou",
+    "nearest_tokens",
     "psnr",
     "raw_pixel_baseline",
 ]

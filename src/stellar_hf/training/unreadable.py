@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""What happens to a training whose data set has images that cannot be read."""
+"""What happens to a run whose data set has images that cannot be read."""
 
 from collections.abc import Sequence
 
@@ -17,11 +17,13 @@ class UnreadableImages:
     Counts the images of this process that could not be read, and names each once in the log.
 
     Args:
-        max_share: Share of the images seen, or of 1000 if fewer were seen, above which a training stops.
+        max_share: Share of the images seen, or of 1000 if fewer were seen, above which a run stops.
+        consequence: A sentence for the log: what becomes of each of them.
     """
 
-    def __init__(self, max_share: float):
+    def __init__(self, max_share: float, consequence: str = "Another image of the batch takes its place."):
         self.max_share = max_share
+        self.consequence = consequence
         self.num_seen = 0
         self.num_unreadable = 0
         self._named: set[str] = set()
@@ -42,7 +44,7 @@ class UnreadableImages:
         for reason in unreadable:
             if reason not in self._named:
                 self._named.add(reason)
-                logger.warning(f"{reason} Another image of the batch takes its place.")
+                logger.warning(f"{reason} {self.consequence}")
         if self.num_unreadable > self.max_share * max(self.num_seen, _LEAST_IMAGES):
             raise ValueError(
                 f"{self.num_unreadable} of {self.num_seen} images could not be read, which is more than "

@@ -1,0 +1,150 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""The recipes: the paper's values in effect, and two steps of each on tiny models and images."""
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEModel
+
+from stellar_hf import StellarConfig
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+RECIPES = {path.stem: path for path in sorted((EXAMPLES / "recipes").glob("*.yaml"))}
+FIRST_STAGE, SECOND_STAGE = "imagenet_base_16_from_scratch_1", "imagenet_base_16_from_scratch_2"
+BASE, LARGE, HUGE = (f"facebook/vit-mae-{size}" for size in ("base", "large", "huge"))
+TINY_ENCODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TINY_HEADS = {
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 16,
+    "num_prototypes": 8,
+    "prototype_dim": 8,
+    "projection_hidden_size": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def pretrain():
+    spec = importlib.util.spec_from_file_location("pretrain", EXAMPLES / "pretrain.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain"] = module  # its dataclasses look their own module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(8):
+        Image.fromarray(rng.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def run_two_steps(pretrain, photos, tmp_path, monkeypatch):
+    """Runs a recipe with small sizes; returns its output folder."""
+
+    def run(name, *arguments):
+        recipe = yaml.safe_load(RECIPES[name].read_text())
+        source = recipe.get("model_name_or_path", "")
+        patch_size = 14 if source == HUGE else recipe["model_config"].get("patch_size", 16)
+        sizes = {"image_size": max(4 * patch_size, 16), "patch_size": patch_size}
+        config = TINY_HEADS
+        if source.startswith("facebook/"):
+            ViTMAEModel(ViTMAEConfig(**TINY_ENCODER, **sizes)).save_pretrained(tmp_path / "vit-mae")
+            arguments = (f"--model_name_or_path={tmp_path / 'vit-mae'}", *arguments)
+        elif not source:
+            config = {**TINY_HEADS, **TINY_ENCODER, **sizes}
+        data = "dataset_name" if "dataset_name" in recipe else "train_dir"
+        shrunk = {
+            "model_config": json.dumps(config),
+            data: photos,
+            "output_dir": tmp_path / name,
+            "num_global_views": 2,
+            "num_local_views": 1,
+            "local_size": sizes["image_size"] // 2,
+            "per_device_train_batch_size": 2,
+            "dataloader_num_workers": 1,
+            "max_steps": 2,
+            "logging_steps": 1,
+        }
+        flags = [f"--{key}={value}" for key, value in shrunk.items()]
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", str(RECIPES[name]), *flags, "--use_cpu", *arguments])
+        pretrain.main()
+        return tmp_path / name
+
+    return run
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_is_read(pretrain, name):
+    _, data_args, training_args = pretrain.parse_arguments([str(RECIPES[name]), "--use_cpu"])
+    recipe = yaml.safe_load(RECIPES[name].read_text())
+    assert training_args.output_dir == recipe["output_dir"]
+    assert training_args.learning_rate == recipe["learning_rate"]
+    assert data_args.dataset_name == recipe.get("dataset_name")
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "epochs", "learning_rate", "tokens", "mask_ratio", "num_gpus"),
+    [
+        ("imagenet_base_16", BASE, 150, 1.5e-4, 16, 0.8, 8),
+        ("imagenet_large_16", LARGE, 100, 5e-5, 16, 0.8, 8),
+        ("imagenet_huge_14", HUGE, 50, 5e-5, 16, 0.8, 8),
+        ("imagenet_base_16_8_tokens", BASE, 150, 1.5e-4, 8, 0.8, 8),
+        ("imagenet_base_16_24_tokens", BASE, 150, 1.5e-4, 24, 0.8, 8),
+        (FIRST_STAGE, None, 150, 1.5e-4, 16, 0.6, 8),
+        (SECOND_STAGE, "stellar-imagenet-base-16-from-scratch-1", 75, 1.5e-4, 16, 0.8, 8),
+        ("imagenet_base_16_single_gpu", BASE, 150, 1.5e-4, 16, 0.8, 1),
+    ],
+)
+def test_values_of_the_paper(pretrain, name, source, epochs, learning_rate, tokens, mask_ratio, num_gpus):
+    model_args, _, args = pretrain.parse_arguments([str(RECIPES[name]), "--use_cpu"])
+    assert model_args.model_name_or_path == source
+    assert (args.num_train_epochs, args.max_steps, args.learning_rate) == (epochs, -1, learning_rate)
+    assert (args.weight_decay, args.max_grad_norm, args.bf16) == (0.04, 3.0, True)
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps * num_gpus == 2048
+    assert (args.num_global_views, args.num_local_views, args.local_size) == (8, 8, 96)
+    assert (args.global_scale, args.local_scale) == ([0.36, 1.0], [0.06, 0.36])
+
+    config = StellarConfig(**model_args.model_config)
+    assert (config.num_sparse_tokens, config.mask_ratio, config.mask_focus) == (tokens, mask_ratio, "gaussian")
+    assert (config.num_prototypes, config.prototype_dim, config.projection_hidden_size) == (16384, 256, 2048)
+    assert (config.target_temperature, config.prediction_temperature) == (0.06, 0.12)
+    assert (config.localization_temperature, config.koleo_weight) == (0.06, 0.1)
+    assert config.use_teacher == (name == FIRST_STAGE) and args.teacher_momentum == 0.996
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != SECOND_STAGE])
+def test_two_steps(run_two_steps, name):
+    assert_trained(run_two_steps(name), yaml.safe_load(RECIPES[name].read_text()))
+
+
+@pytest.mark.slow
+def test_two_steps_from_the_first_stage(run_two_steps):
+    first, second = (yaml.safe_load(RECIPES[name].read_text()) for name in (FIRST_STAGE, SECOND_STAGE))
+    assert second["model_name_or_path"] == first["output_dir"]
+    folder = run_two_steps(SECOND_STAGE, f"--model_name_or_path={run_two_steps(FIRST_STAGE)}")
+    assert_trained(folder, second)
+    assert AutoModelForPreTraining.from_pretrained(folder).teacher is None
+
+
+def assert_trained(folder, recipe):
+    state = json.loads((folder / "trainer_state.json").read_text())
+    losses = [log["loss"] for log in state["log_history"] if "loss" in log]
+    assert state["global_step"] == 2 and len(losses) == 2 and all(map(math.isfinite, losses))
+    config = AutoModelForPreTraining.from_pretrained(folder).config
+    shrunk = {"image_size", "patch_size", *TINY_ENCODER, *TINY_HEADS}
+    kept = {key: value for key, value in recipe["model_config"].items() if key not in shrunk}
+    assert {key: getattr(config, key) for key in kept} == kept
