@@ -117,6 +117,20 @@ def match_tokens(
     return matching_plan(predictions, targets, epsilon, num_iterations).argmax(dim=-1)
 
 
+def matched_fraction(index: torch.Tensor) -> torch.Tensor:
+    """
+    Share of tokens that are matched one-to-one: no other token of the same view takes the same target.
+
+    Args:
+        index: (B, r) int64 targets of the predicted tokens, as [`match_tokens`] gives them.
+
+    Returns:
+        Scalar float32 in [0, 1]; 1 when every matching is a permutation.
+    """
+    takers = (index.unsqueeze(1) == index.unsqueeze(2)).sum(dim=2)  # of each token's target
+    return (takers == 1).float().mean()
+
+
 # KoLeo ---------------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +367,7 @@ def token_diversity(sparse_tokens: torch.Tensor) -> torch.Tensor:
     num_tokens = tokens.shape[1]
     if num_tokens == 1:
         return tokens.new_zeros(())
-    similarity = tokens @ tokens.transpose(1, 2)
+    with without_autocast(tokens):
+        similarity = tokens @ tokens.transpose(1, 2)
     off_diagonal = similarity.sum(dim=(1, 2)) - similarity.diagonal(dim1=1, dim2=2).sum(dim=1)
     return (1 - off_diagonal / (num_tokens * (num_tokens - 1))).mean()

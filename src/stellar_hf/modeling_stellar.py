@@ -43,6 +43,7 @@ from .loss_stellar import (
     koleo_loss,
     masking_noise,
     match_tokens,
+    matched_fraction,
     num_kept_patches,
     prototype_cross_entropy,
     prototype_usage,
@@ -114,6 +115,8 @@ class StellarForPreTrainingOutput(ModelOutput):
             1 the clusters merely name the slot.
         token_diversity (`torch.Tensor` of shape `()`): Mean cosine distance between the tokens of an image.
         localization_sharpness (`torch.Tensor` of shape `()`): Mean largest entry of the rows of L, in [1 / r, 1].
+        matched_fraction (`torch.Tensor` of shape `()`): Share of the masked views' tokens that are matched one-to-one:
+            no other token of the view takes the same target. `None` without global views.
         hidden_states, attentions: As in [`StellarModelOutput`], of the clean view.
     """
 
@@ -132,6 +135,7 @@ class StellarForPreTrainingOutput(ModelOutput):
     slot_information: torch.Tensor | None = None
     token_diversity: torch.Tensor | None = None
     localization_sharpness: torch.Tensor | None = None
+    matched_fraction: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -344,14 +348,17 @@ class StellarLocalization(nn.Module):
     def forward(self, dense_features: torch.Tensor, sparse_tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, d) patch features and (B, r, d) sparse tokens to (B, N, r); rows sum to one."""
         dense, sparse = self.dense_projection(dense_features), self.sparse_projection(sparse_tokens)
-        if self.temperature is None:
-            scores = dense @ sparse.transpose(1, 2) / math.sqrt(dense.shape[-1])
-        else:
-            dense, sparse = F.normalize(dense, dim=-1, eps=1e-7), F.normalize(sparse, dim=-1, eps=1e-7)
-            scores = dense @ sparse.transpose(1, 2) / self.temperature
+        # In float32: the temperature magnifies rounding errors of the cosine.
+        with without_autocast(dense):
+            dense, sparse = dense.float(), sparse.float()
+            if self.temperature is None:
+                scores = dense @ sparse.transpose(1, 2) / math.sqrt(dense.shape[-1])
+            else:
+                dense, sparse = F.normalize(dense, dim=-1, eps=1e-7), F.normalize(sparse, dim=-1, eps=1e-7)
+                scores = dense @ sparse.transpose(1, 2) / self.temperature
         if self.training and self.noise > 0:
             scores = scores - self.noise * torch.empty_like(scores).exponential_().log()
-        return scores.softmax(dim=-1, dtype=torch.float32).to(dense_features.dtype)
+        return scores.softmax(dim=-1).to(dense_features.dtype)
 
 
 # Decoder -------------------------------------------------------------------------------------------------------------
@@ -807,6 +814,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_missing = [r"^teacher\."]  # it then starts as a copy
+    # Steps of 1 - momentum are lost in the rounding of half precision.
+    _keep_in_fp32_modules_strict = ["teacher"]
 
     def __init__(self, config: StellarConfig):
         super().__init__(config)
@@ -863,7 +872,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum}, but must be in [0, 1].")
         for teacher_weight, weight in self.teacher_and_student_weights():
-            teacher_weight.lerp_(weight, 1 - momentum)
+            teacher_weight.lerp_(weight.to(teacher_weight.dtype), 1 - momentum)
 
     # Objective
 
@@ -877,6 +886,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = True,
         return_loss: bool = True,
+        mask_ratio: float | None = None,
+        target_temperature: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> StellarForPreTrainingOutput:
         """
@@ -892,13 +903,24 @@ class StellarForPreTraining(StellarPreTrainedModel):
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the objective. A code model without
                 `code_labels` and views returns no loss either.
+            mask_ratio (`float`, *optional*): Share of patches dropped from the global views, in [0, 1); by default
+                `config.mask_ratio`. For schedules, which leave the configuration alone.
+            target_temperature (`float`, *optional*): Temperature of the Sinkhorn targets, > 0; by default
+                `config.target_temperature`.
 
         Returns:
             [`StellarForPreTrainingOutput`]
 
         Raises:
-            ValueError: On views, codes or noise of a wrong shape, or missing codes.
+            ValueError: On views, codes or noise of a wrong shape, missing codes, or a ratio or temperature out of
+                range.
         """
+        mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        target_temperature = self.config.target_temperature if target_temperature is None else target_temperature
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio is {mask_ratio}, but must be in [0, 1).")
+        if target_temperature <= 0:
+            raise ValueError(f"target_temperature is {target_temperature}, but must be positive.")
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
 
@@ -908,7 +930,13 @@ class StellarForPreTraining(StellarPreTrainedModel):
         if return_loss and (has_views or not codes_missing):
             self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
             terms = self._alignment_terms(
-                pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
+                pixel_values,
+                outputs.last_hidden_state,
+                global_pixel_values,
+                local_pixel_values,
+                noise,
+                mask_ratio,
+                target_temperature,
             )
             loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
             terms["reconstruction_loss"] = self._reconstruction_weight * loss
@@ -947,27 +975,33 @@ class StellarForPreTraining(StellarPreTrainedModel):
         global_pixel_values: torch.Tensor | None,
         local_pixel_values: torch.Tensor | None,
         noise: torch.Tensor | None,
+        mask_ratio: float,
+        target_temperature: float,
     ) -> dict[str, torch.Tensor]:
-        """Every weighted term but the reconstruction, and the diagnostics of the prototypes."""
+        """Every weighted term but the reconstruction, and the diagnostics of prototypes and matching."""
         config = self.config
         cls, _, tokens = self.stellar.split(last_hidden_state)
         projections, cls_projections = self.clustering_head(tokens), self.cls_clustering_head(cls)
         if self.teacher is None:
-            targets = self._targets(self, tokens, projections, cls_projections)
+            targets = self._targets(self, tokens, projections, cls_projections, target_temperature)
             clean_expected = targets.expected
         else:
             # Without views, as in a mere evaluation, the teacher looks at the clean one.
             view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
-            targets = self._targets(self.teacher, *self._teacher_outputs(self.teacher, view))
-            clean_expected = self._matched_expected(tokens, targets)
+            targets = self._targets(self.teacher, *self._teacher_outputs(self.teacher, view), target_temperature)
+            clean_expected, _ = self._matched_expected(tokens, targets)
 
+        diagnostics = {
+            "prototype_entropy": targets.prototype_entropy,
+            "slot_information": targets.slot_information,
+        }
         koleo = koleo_loss(tokens)
         masked = cls_view = koleo.new_zeros(())
         if global_pixel_values is not None:
-            masked_cls, masked_tokens = self._encode_masked(global_pixel_values, noise)
+            masked_cls, masked_tokens = self._encode_masked(global_pixel_values, noise, mask_ratio)
             koleo = koleo + koleo_loss(masked_tokens)
             masked_projections = self.clustering_head(masked_tokens)
-            masked_expected = self._matched_expected(masked_tokens, targets)
+            masked_expected, diagnostics["matched_fraction"] = self._matched_expected(masked_tokens, targets)
             masked = self._cross_entropy(self.clustering_head, masked_projections, masked_expected)
             cls_view = config.masked_weight * self._cls_view_loss(masked_cls, targets)
         if local_pixel_values is not None:
@@ -982,8 +1016,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             "cls_clustering_loss": config.clustering_weight * cls_clustering,
             "masked_loss": config.masked_weight * masked,
             "cls_view_loss": cls_view,
-            "prototype_entropy": targets.prototype_entropy,
-            "slot_information": targets.slot_information,
+            **diagnostics,
         }
 
     def _targets(
@@ -992,14 +1025,15 @@ class StellarForPreTraining(StellarPreTrainedModel):
         tokens: torch.Tensor,
         projections: torch.Tensor,
         cls_projections: torch.Tensor,
+        temperature: float,
     ) -> _Targets:
         """Sinkhorn targets from the heads of `source` (the model or its teacher), as mean prototypes of the model."""
         config = self.config
         with torch.no_grad():
             logits = source.clustering_head.logits(projections)  # (B, r, K)
             cls_logits = source.cls_clustering_head.logits(cls_projections)  # (B, K)
-            assignments = self._sinkhorn(logits.flatten(0, 1)).view_as(logits)
-            cls_assignments = self._sinkhorn(cls_logits)
+            assignments = self._sinkhorn(logits.flatten(0, 1), temperature).view_as(logits)
+            cls_assignments = self._sinkhorn(cls_logits, temperature)
             usage, slot_information = prototype_usage((logits / config.prediction_temperature).softmax(dim=-1))
         return _Targets(
             tokens=tokens.detach(),
@@ -1017,32 +1051,32 @@ class StellarForPreTraining(StellarPreTrainedModel):
         cls, _, tokens = self.stellar.split(teacher.stellar.encode(pixel_values))
         return tokens, teacher.clustering_head(tokens), teacher.cls_clustering_head(cls)
 
-    def _sinkhorn(self, logits: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        return sinkhorn_knopp(logits, config.target_temperature, config.sinkhorn_iterations, config.sinkhorn_scale)
+    def _sinkhorn(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        return sinkhorn_knopp(logits, temperature, self.config.sinkhorn_iterations, self.config.sinkhorn_scale)
 
     def _encode_masked(
-        self, global_pixel_values: torch.Tensor, noise: torch.Tensor | None
+        self, global_pixel_values: torch.Tensor, noise: torch.Tensor | None, mask_ratio: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, G, C, H, W) global views to CLS (B * G, d) and sparse tokens (B * G, r, d) of their kept patches."""
         views = global_pixel_values.flatten(0, 1)
         grid_size = self.stellar.embeddings.grid_size(views)
         num_patches = math.prod(grid_size)
         if noise is None:
-            noise = masking_noise(
-                views.shape[0], grid_size, self.config.mask_ratio, self.config.mask_focus, device=views.device
-            )
+            noise = masking_noise(views.shape[0], grid_size, mask_ratio, self.config.mask_focus, device=views.device)
         elif noise.shape != (views.shape[0], num_patches):
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}, but must be (batch * global views, patches) = "
                 f"{(views.shape[0], num_patches)}."
             )
-        kept_patches = noise.argsort(dim=1)[:, : num_kept_patches(num_patches, self.config.mask_ratio)]
+        kept_patches = noise.argsort(dim=1)[:, : num_kept_patches(num_patches, mask_ratio)]
         cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept_patches))
         return cls, tokens
 
-    def _matched_expected(self, tokens: torch.Tensor, targets: _Targets) -> torch.Tensor:
-        """(B * G, r, dim) targets of the tokens (B * G, r, d) of G views of each image, matched token by token."""
+    def _matched_expected(self, tokens: torch.Tensor, targets: _Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        (B * G, r, dim) targets of the tokens (B * G, r, d) of G views of each image, matched token by token; and the
+        share () of them that are matched one-to-one.
+        """
         num_views = tokens.shape[0] // targets.tokens.shape[0]
         index = match_tokens(
             tokens,
@@ -1051,7 +1085,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             self.config.matching_iterations,
         )
         expected = targets.expected.repeat_interleave(num_views, dim=0)
-        return torch.take_along_dim(expected, index.unsqueeze(-1), dim=1)
+        return torch.take_along_dim(expected, index.unsqueeze(-1), dim=1), matched_fraction(index)
 
     def _cls_view_loss(self, cls: torch.Tensor, targets: _Targets) -> torch.Tensor:
         """Cross entropy of the CLS (B * V, d) of V views of each image to the CLS target of the image."""

@@ -21,8 +21,16 @@ from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
 from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
+from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
+from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
 
-DIAGNOSTICS = ("prototype_entropy", "slot_information", "token_diversity", "localization_sharpness")
+DIAGNOSTICS = (
+    "prototype_entropy",
+    "slot_information",
+    "token_diversity",
+    "localization_sharpness",
+    "matched_fraction",
+)
 
 # Norms and biases, and what is learned for a place in the sequence: positions and tokens.
 _NO_DECAY = re.compile(r"bias$|layernorm|position_embeddings$|cls_token$|sparse_tokens$")
@@ -48,6 +56,10 @@ class StellarTrainer(Trainer):
         ValueError: If the model or the arguments are of another class, the data set lacks the image column or has no
             rows, the views are impossible, or a model that reconstructs codes has no data collator.
     """
+
+    # More than the base class knows, as __init__ checks.
+    args: StellarTrainingArguments
+    model: StellarForPreTraining
 
     def __init__(
         self,
@@ -88,6 +100,10 @@ class StellarTrainer(Trainer):
         self._interrupt = GracefulInterruptCallback()
         self.add_callback(self._interrupt)
         self.add_callback(PushCodeCallback())
+        self._throughput = ThroughputCallback()
+        self._loss_guard = NonFiniteLossGuard()
+        for callback in (self._throughput, self._loss_guard, CollapseCallback(), ScheduleCallback()):
+            self.add_callback(callback)
         if model.teacher is not None:
             self.add_callback(TeacherCallback())
         if self.pop_callback(ProgressCallback) is not None:
@@ -118,25 +134,46 @@ class StellarTrainer(Trainer):
         """Weights with weight decay: all but norms, biases, positions and tokens."""
         return [name for name, _ in model.named_parameters() if not _NO_DECAY.search(name)]
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in `Trainer`, with `layer_decay`; an optimizer that was given is left alone."""
+        is_ours = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_ours and self.args.layer_decay < 1:
+            num_layers = self.model.config.num_hidden_layers
+            scale_learning_rates_by_depth(optimizer, model or self.model, self.args.layer_decay, num_layers)
+        return optimizer
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The objective; keeps the value of every term for the next log."""
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        """The objective at this step of its schedules; keeps the value of every term for the next log."""
+        settings = objective_settings(self.args, self.model.config, self.state) if model.training else {}
+        loss, outputs = super().compute_loss(model, {**inputs, **settings}, return_outputs=True)
         if model.training:
+            self._loss_guard.check(outputs, inputs, self.state, self._nan_batch_file)
+            self._throughput.num_images += len(outputs["sparse_tokens"])
             # The Trainer's own weights of the forwards of a step, so that the logged terms add up to the logged loss.
             share = 1 / self.current_gradient_accumulation_steps
-            for name in (*LOSS_TERMS, *DIAGNOSTICS):
+            for name in (name for name in (*LOSS_TERMS, *DIAGNOSTICS) if name in outputs):
                 self._sums[name] = self._sums.get(name, 0.0) + share * outputs[name].detach()
             self._num_steps += share
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of every term and diagnostic since the last log to a log of the training loss."""
+        """Adds the mean of every term and diagnostic since the last log, and speed, to a log of the training loss."""
         if "loss" in logs and self._sums:
             means = torch.stack(list(self._sums.values())) / self._num_steps
             means = self.accelerator.reduce(means, reduction="mean").tolist()
             logs.update(zip(self._sums, means, strict=True))
             self._sums, self._num_steps = {}, 0.0
+            if self.model.teacher is not None:
+                logs["teacher_distance"] = teacher_distance(self.model)
+            logs["images_per_second"] = self._throughput.images_per_second() * self.args.world_size
+            logs["memory_gib"] = memory_gib(self.args.device)
         super().log(logs, start_time)
+
+    @property
+    def _nan_batch_file(self) -> Path:
+        process = f"-{self.args.process_index}" if self.args.world_size > 1 else ""
+        return Path(str(self.args.output_dir), f"nan_batch{process}.safetensors")
 
     def create_model_card(
         self,
