@@ -276,7 +276,7 @@ def num_kept_patches(num_patches: int, mask_ratio: float) -> int:
 def masking_noise(
     batch_size: int,
     grid_size: tuple[int, int],
-    mask_ratio: float = 0.8,
+    num_kept: int,
     focus: str | None = "gaussian",
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
@@ -286,12 +286,12 @@ def masking_noise(
 
     Scores are uniform in [0, 1). Half of the images, by chance, get a focus: `"gaussian"` lowers the scores by
     exp(-distance^2 / (2 sigma^2)) around a random cell, with distance in cells and sigma uniform in [0.1, 0.5] of
-    sqrt(h w); `"block"` gives a random square of side int(sqrt(kept)) the score 0.
+    sqrt(h w); `"block"` gives a random square of side int(sqrt(num_kept)) the score 0.
 
     Args:
         batch_size: Number B of views.
         grid_size: Patches (h, w).
-        mask_ratio: Share of patches that will be dropped; decides the side of the block.
+        num_kept: Patches that will be kept; decides the side of the block.
         focus: `"gaussian"`, `"block"` or `None`.
         device: Where to draw.
         generator: Random generator on that device.
@@ -317,7 +317,7 @@ def masking_noise(
         distance = (rows - (row * height).floor()) ** 2 + (columns - (column * width).floor()) ** 2
         noise = noise - focused * torch.exp(-distance / (2 * sigma**2))
     else:
-        side = min(math.isqrt(num_kept_patches(height * width, mask_ratio)), height, width)
+        side = min(math.isqrt(num_kept), height, width)
         top, left = (row * (height - side + 1)).floor(), (column * (width - side + 1)).floor()
         inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
         noise = noise.masked_fill(focused & inside, 0.0)

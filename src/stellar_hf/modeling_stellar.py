@@ -886,7 +886,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = True,
         return_loss: bool = True,
-        mask_ratio: float | None = None,
+        num_kept: int | None = None,
         target_temperature: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> StellarForPreTrainingOutput:
@@ -903,8 +903,9 @@ class StellarForPreTraining(StellarPreTrainedModel):
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the objective. A code model without
                 `code_labels` and views returns no loss either.
-            mask_ratio (`float`, *optional*): Share of patches dropped from the global views, in [0, 1); by default
-                `config.mask_ratio`. For schedules, which leave the configuration alone.
+            num_kept (`int`, *optional*): Patches that each masked view keeps, in [1, N]; by default what
+                `config.mask_ratio` leaves. For schedules, which do not touch the configuration. A number, since a
+                compiled model takes any after its second one, but would be compiled anew for each ratio.
             target_temperature (`float`, *optional*): Temperature of the Sinkhorn targets, > 0; by default
                 `config.target_temperature`.
 
@@ -912,13 +913,10 @@ class StellarForPreTraining(StellarPreTrainedModel):
             [`StellarForPreTrainingOutput`]
 
         Raises:
-            ValueError: On views, codes or noise of a wrong shape, missing codes, or a ratio or temperature out of
-                range.
+            ValueError: On views, codes or noise of a wrong shape, missing codes, or a number of patches or a
+                temperature out of range.
         """
-        mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
         target_temperature = self.config.target_temperature if target_temperature is None else target_temperature
-        if not 0 <= mask_ratio < 1:
-            raise ValueError(f"mask_ratio is {mask_ratio}, but must be in [0, 1).")
         if target_temperature <= 0:
             raise ValueError(f"target_temperature is {target_temperature}, but must be positive.")
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
@@ -935,7 +933,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
                 global_pixel_values,
                 local_pixel_values,
                 noise,
-                mask_ratio,
+                num_kept,
                 target_temperature,
             )
             loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
@@ -975,7 +973,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         global_pixel_values: torch.Tensor | None,
         local_pixel_values: torch.Tensor | None,
         noise: torch.Tensor | None,
-        mask_ratio: float,
+        num_kept: int | None,
         target_temperature: float,
     ) -> dict[str, torch.Tensor]:
         """Every weighted term but the reconstruction, and the diagnostics of prototypes and matching."""
@@ -998,7 +996,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         koleo = koleo_loss(tokens)
         masked = cls_view = koleo.new_zeros(())
         if global_pixel_values is not None:
-            masked_cls, masked_tokens = self._encode_masked(global_pixel_values, noise, mask_ratio)
+            masked_cls, masked_tokens = self._encode_masked(global_pixel_values, noise, num_kept)
             koleo = koleo + koleo_loss(masked_tokens)
             masked_projections = self.clustering_head(masked_tokens)
             masked_expected, diagnostics["matched_fraction"] = self._matched_expected(masked_tokens, targets)
@@ -1055,20 +1053,26 @@ class StellarForPreTraining(StellarPreTrainedModel):
         return sinkhorn_knopp(logits, temperature, self.config.sinkhorn_iterations, self.config.sinkhorn_scale)
 
     def _encode_masked(
-        self, global_pixel_values: torch.Tensor, noise: torch.Tensor | None, mask_ratio: float
+        self, global_pixel_values: torch.Tensor, noise: torch.Tensor | None, num_kept: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, G, C, H, W) global views to CLS (B * G, d) and sparse tokens (B * G, r, d) of their kept patches."""
         views = global_pixel_values.flatten(0, 1)
         grid_size = self.stellar.embeddings.grid_size(views)
         num_patches = math.prod(grid_size)
+        if num_kept is None:
+            num_kept = num_kept_patches(num_patches, self.config.mask_ratio)
+        elif not 1 <= num_kept <= num_patches:
+            raise ValueError(
+                f"num_kept is {num_kept}, but must be in [1, {num_patches}], the patches of a global view."
+            )
         if noise is None:
-            noise = masking_noise(views.shape[0], grid_size, mask_ratio, self.config.mask_focus, device=views.device)
+            noise = masking_noise(views.shape[0], grid_size, num_kept, self.config.mask_focus, device=views.device)
         elif noise.shape != (views.shape[0], num_patches):
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}, but must be (batch * global views, patches) = "
                 f"{(views.shape[0], num_patches)}."
             )
-        kept_patches = noise.argsort(dim=1)[:, : num_kept_patches(num_patches, mask_ratio)]
+        kept_patches = noise.argsort(dim=1)[:, :num_kept]
         cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept_patches))
         return cls, tokens
 

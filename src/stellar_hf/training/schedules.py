@@ -9,13 +9,14 @@ Step numbers start at 0.
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 
 from ..configuration_stellar import StellarConfig
+from ..loss_stellar import num_kept_patches
 
 if TYPE_CHECKING:
     from .arguments import StellarTrainingArguments
@@ -32,15 +33,22 @@ def weight_decay(args: "StellarTrainingArguments", state: TrainerState) -> float
 
 
 def objective_settings(
-    args: "StellarTrainingArguments", config: StellarConfig, state: TrainerState
+    args: "StellarTrainingArguments", config: StellarConfig, state: TrainerState, inputs: dict[str, Any]
 ) -> dict[str, float]:
-    """Settings of the next step's objective that are warmed up, by their names in the model's `forward`."""
+    """What is warmed up of the objective, by its names in the model's `forward`; empty once the warm-up is over."""
     steps = num_steps(args.objective_warmup_steps, state.max_steps)
-    starts = {"target_temperature": args.target_temperature_start, "mask_ratio": args.mask_ratio_start}
-    settings = {}
-    for name, start in starts.items():
-        if start is not None and state.global_step < steps:
-            settings[name] = start + (getattr(config, name) - start) * state.global_step / steps
+    if state.global_step >= steps:
+        return {}
+
+    def warmed_up(start: float, end: float) -> float:
+        return start + (end - start) * state.global_step / steps
+
+    settings: dict[str, float] = {}
+    if args.target_temperature_start is not None:
+        settings["target_temperature"] = warmed_up(args.target_temperature_start, config.target_temperature)
+    if args.mask_ratio_start is not None and "global_pixel_values" in inputs:
+        height, width = (side // config.patch_size for side in inputs["global_pixel_values"].shape[-2:])
+        settings["num_kept"] = num_kept_patches(height * width, warmed_up(args.mask_ratio_start, config.mask_ratio))
     return settings
 
 

@@ -145,7 +145,7 @@ class StellarTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The objective at this step of its schedules; keeps the value of every term for the next log."""
-        settings = objective_settings(self.args, self.model.config, self.state) if model.training else {}
+        settings = objective_settings(self.args, self.model.config, self.state, inputs) if model.training else {}
         loss, outputs = super().compute_loss(model, {**inputs, **settings}, return_outputs=True)
         if model.training:
             self._loss_guard.check(outputs, inputs, self.state, self._nan_batch_file)
