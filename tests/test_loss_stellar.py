@@ -526,7 +526,8 @@ def test_prototype_usage_of_known_cases():
     assert usage(torch.zeros(8, 4, dtype=torch.long), 16) == close((0, 0), abs=1e-6)  # one prototype takes all
     assert usage(slots.expand(8, 4), 16) == close((0.5, 1), abs=1e-6)  # the slot alone decides
     assert usage(images.expand(8, 4), 16) == close((0.75, 0), abs=1e-6)  # the image alone decides
-    assert usage((images * 4 + slots), 32) == close((1, 1), abs=1e-6)  # all are different: every slot has its own
+    # All are different: the slot explains as much as any four groups of tokens would.
+    assert usage((images * 4 + slots), 32) == close((1, math.log(4) / math.log(32)), abs=1e-6)
     assert usage((images + slots) % 8, 8) == close((1, 0), abs=1e-6)  # all are used, by every slot alike
     assert usage(images[:, :1], 8) == close((1, 0), abs=1e-6)  # a single slot
     entropy, information = prototype_usage(torch.full((8, 4, 16), 1 / 16))  # no decision at all

@@ -341,15 +341,15 @@ def prototype_usage(assignments: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
     Returns:
         Two float32 scalars in [0, 1]: the entropy of the mean assignment over ln K (0: one prototype takes all), and
-        the mutual information of slot and prototype over ln r (1: the slot alone decides the prototype; 0 for r = 1).
+        the mutual information of slot and prototype over that of token and prototype (1: the slot alone decides, and
+        the image does not matter; 0 for r = 1, and where assignments tell nothing apart).
     """
     assignments = assignments.float()
-    num_slots, num_prototypes = assignments.shape[1:]
     usage = _entropy(assignments.mean(dim=(0, 1)))
-    if num_slots == 1:
-        return usage / math.log(max(num_prototypes, 2)), usage.new_zeros(())
-    information = usage - _entropy(assignments.mean(dim=0)).mean()
-    return usage / math.log(max(num_prototypes, 2)), information / math.log(num_slots)
+    of_slots = usage - _entropy(assignments.mean(dim=0)).mean()
+    of_tokens = usage - _entropy(assignments).mean()
+    # Below a thousandth of a nat the quotient would be one of rounding errors.
+    return usage / math.log(max(assignments.shape[-1], 2)), of_slots / of_tokens.clamp_min(1e-3)
 
 
 @torch.no_grad()

@@ -111,8 +111,8 @@ class StellarForPreTrainingOutput(ModelOutput):
         grid_size (`tuple[int, int]`): Patches (h, w).
         prototype_entropy (`torch.Tensor` of shape `()`): Entropy of the mean prediction over ln K: 1 when all
             prototypes are used alike, 0 when one takes all.
-        slot_information (`torch.Tensor` of shape `()`): Mutual information of token slot and prototype over ln r: near
-            1 the clusters merely name the slot.
+        slot_information (`torch.Tensor` of shape `()`): Share of what the predictions tell about tokens that their
+            slot alone explains: near 1 the clusters merely name the slot, whatever the image.
         token_diversity (`torch.Tensor` of shape `()`): Mean cosine distance between the tokens of an image.
         localization_sharpness (`torch.Tensor` of shape `()`): Mean largest entry of the rows of L, in [1 / r, 1].
         matched_fraction (`torch.Tensor` of shape `()`): Share of the masked views' tokens that are matched one-to-one:

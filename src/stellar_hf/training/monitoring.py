@@ -96,7 +96,9 @@ class NonFiniteLossGuard(TrainerCallback):
         terms = ", ".join(f"{name} = {outputs[name].item()}" for name in LOSS_TERMS if not outputs[name].isfinite())
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        # Copies, since views of one tensor may share memory, which safetensors refuses.
+        copies = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+        save_file(copies, path)
         raise ValueError(
             f"The loss is {outputs['loss'].item()} at step {state.global_step + 1}, in batch {self._batch} of epoch "
             f"{int(state.epoch or 0) + 1}, because of {terms}. The batch is saved in {path}. If its pixels are fine, "
@@ -120,13 +122,14 @@ MIN_TOKEN_DIVERSITY = 0.02
 CLS_LOSS_TOLERANCE = 0.01
 
 
-def signs_of_collapse(logs: dict[str, float], config: StellarConfig) -> dict[str, str]:
+def signs_of_collapse(logs: dict[str, float], config: StellarConfig, num_images: int) -> dict[str, str]:
     """
     What a log of the training loss says about collapse.
 
     Args:
         logs: The diagnostics and the weighted terms, as logged.
         config: Of the model, which tells what they are compared with.
+        num_images: Images of a forward: the fewer there are, the fewer prototypes they can use.
 
     Returns:
         A sentence with the cause and one with the remedy, by the name of the value that shows it; nothing if all is
@@ -134,8 +137,10 @@ def signs_of_collapse(logs: dict[str, float], config: StellarConfig) -> dict[str
     """
     signs = {}
 
+    uniform = math.log(config.num_prototypes)
     entropy = logs["prototype_entropy"]
-    if entropy < MIN_PROTOTYPE_ENTROPY:
+    highest_entropy = min(1.0, math.log(max(num_images * config.num_sparse_tokens, 2)) / uniform)
+    if entropy < MIN_PROTOTYPE_ENTROPY * highest_entropy:
         signs["prototype_entropy"] = (
             f"all predictions share a few of {config.num_prototypes} prototypes (prototype_entropy {entropy:.2f}). "
             "Hold the prototypes still at first (freeze_prototypes_steps), lower the learning rate, or raise "
@@ -153,7 +158,6 @@ def signs_of_collapse(logs: dict[str, float], config: StellarConfig) -> dict[str
             f"all tokens of an image are alike (token_diversity {diversity:.3f}). Raise koleo_weight or "
             "reconstruction_weight."
         )
-    uniform = math.log(config.num_prototypes)
     if config.clustering_weight > 0:
         cls_loss = logs["cls_clustering_loss"] / config.clustering_weight
         if abs(cls_loss - uniform) < CLS_LOSS_TOLERANCE * uniform:
@@ -180,7 +184,7 @@ class CollapseCallback(TrainerCallback):
         is_quiet = state.global_step < QUIET_SHARE * state.max_steps
         if is_quiet or not state.is_world_process_zero or "prototype_entropy" not in logs:
             return
-        signs = signs_of_collapse(logs, model.config)
+        signs = signs_of_collapse(logs, model.config, args.train_batch_size)
         # What was warned of keeps its count, so that it is not warned of again.
         counts = {name: count for name, count in self._logs_in_a_row.items() if count >= NUM_LOGS}
         for name, sentences in signs.items():
