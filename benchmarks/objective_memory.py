@@ -105,6 +105,8 @@ def make_step(
             inputs["global_pixel_values"],
             inputs["local_pixel_values"],
             inputs["noise"],
+            num_kept=None,
+            target_temperature=config.target_temperature,
         )
         return torch.stack([terms[name] for name in LOSS_TERMS if name in terms]).sum()
 
