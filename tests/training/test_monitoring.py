@@ -189,6 +189,16 @@ def test_a_collapsed_run_warns_once(make_trainer, caplog):
     assert "CLS predicts every prototype alike" in found[1]
 
 
+def test_clusters_that_name_the_slot_are_recognized(make_trainer, caplog):
+    trainer = make_trainer(max_steps=5, learning_rate=0.0)
+    for layer in trainer.model.stellar.layers:  # tokens see nothing of the image
+        nn.init.zeros_(layer.attention.o_proj.weight)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert [log["slot_information"] for log in training_logs(trainer)] == pytest.approx([1.0] * 5, abs=1e-3)
+    assert sum("the clusters merely name the slot" in message for message in warnings(caplog)) == 1
+
+
 def test_a_sign_that_passes_does_not_warn(make_trainer, at_event, caplog):
     trainer = make_trainer(max_steps=20, learning_rate=0.0)
     bias = trainer.model.stellar.layernorm.bias

@@ -75,8 +75,8 @@ class NonFiniteLossGuard(TrainerCallback):
     """
     Ends a training whose loss is NaN or infinite, before that loss reaches the weights.
 
-    The look at the loss waits for the forward on an accelerator, at every step: the next kernels are queued while the
-    backward runs, so that this costs little, and a later look would leave broken weights to be saved.
+    On an accelerator the look at the loss waits for each forward, and the device then for the first kernels of the
+    backward. A later look would cost nothing, but let broken weights be saved.
     """
 
     def on_step_begin(self, args, state, control, train_dataloader=None, **kwargs):
