@@ -814,8 +814,6 @@ class StellarForPreTraining(StellarPreTrainedModel):
     """
 
     _keys_to_ignore_on_load_missing = [r"^teacher\."]  # it then starts as a copy
-    # Steps of 1 - momentum are lost in the rounding of half precision.
-    _keep_in_fp32_modules_strict = ["teacher"]
 
     def __init__(self, config: StellarConfig):
         super().__init__(config)
@@ -824,6 +822,9 @@ class StellarForPreTraining(StellarPreTrainedModel):
         self.clustering_head = StellarClusteringHead(config)
         self.cls_clustering_head = StellarClusteringHead(config)
         self.teacher = StellarTeacher(config).requires_grad_(False) if config.use_teacher else None
+        if config.use_teacher:
+            # Steps of 1 - momentum would be lost in the rounding of half precision.
+            self._keep_in_fp32_modules_strict = {"teacher"}
         self.post_init()
 
     @property
