@@ -33,10 +33,10 @@ GRADIENT_TOLERANCE = 1e-4
 class PlainStellarForPreTraining(StellarForPreTraining):
     """The reference: `expected` of the targets is the assignment (rows, K) itself."""
 
-    def _targets(self, source, tokens, projections, cls_projections):
+    def _targets(self, source, tokens, projections, cls_projections, temperature):
         with torch.no_grad():
-            assignments = self._sinkhorn(source.clustering_head.logits(projections).flatten(0, 1))
-            cls_assignments = self._sinkhorn(source.cls_clustering_head.logits(cls_projections))
+            assignments = self._sinkhorn(source.clustering_head.logits(projections).flatten(0, 1), temperature)
+            cls_assignments = self._sinkhorn(source.cls_clustering_head.logits(cls_projections), temperature)
         return _Targets(
             tokens=tokens.detach(),
             expected=assignments.unflatten(0, tokens.shape[:2]),
@@ -48,8 +48,10 @@ class PlainStellarForPreTraining(StellarForPreTraining):
     def _matched_expected(self, tokens, targets):
         # As the model's, but the targets are never repeated for all views: only the gathered ones exist.
         indices = torch.arange(targets.expected[..., 0].numel(), dtype=torch.float32).view(targets.expected.shape[:2])
-        positions = super()._matched_expected(tokens, _Targets(targets.tokens, indices.unsqueeze(-1), *[None] * 3))
-        return targets.expected.flatten(0, 1)[positions.flatten().long()]
+        positions, matched_fraction = super()._matched_expected(
+            tokens, _Targets(targets.tokens, indices.unsqueeze(-1), *[None] * 3)
+        )
+        return targets.expected.flatten(0, 1)[positions.flatten().long()], matched_fraction
 
     def _cross_entropy(self, head, projections, expected):
         logits = head.logits(projections).flatten(0, -2)
@@ -103,6 +105,8 @@ def make_step(
             inputs["global_pixel_values"],
             inputs["local_pixel_values"],
             inputs["noise"],
+            num_kept=None,
+            target_temperature=config.target_temperature,
         )
         return torch.stack([terms[name] for name in LOSS_TERMS if name in terms]).sum()
 

@@ -445,18 +445,14 @@ def test_number_of_kept_patches_of_the_paper():
 @few
 @given(seeds, grids, st.sampled_from(["gaussian", "block", None]))
 def test_masking_noise_has_its_shape_and_follows_its_generator(seed, grid, focus):
-    noise, again = (
-        masking_noise(5, grid, focus=focus, generator=torch.Generator().manual_seed(seed)) for _ in range(2)
-    )
+    noise, again = (masking_noise(5, grid, 3, focus, generator=torch.Generator().manual_seed(seed)) for _ in range(2))
     assert noise.shape == (5, grid[0] * grid[1]) and noise.dtype == torch.float32
     assert torch.equal(noise, again)
-    assert not torch.equal(
-        noise, masking_noise(5, grid, focus=focus, generator=torch.Generator().manual_seed(seed + 1))
-    )
+    assert not torch.equal(noise, masking_noise(5, grid, 3, focus, generator=torch.Generator().manual_seed(seed + 1)))
 
 
 def test_masking_without_focus_is_uniform():
-    noise = masking_noise(4000, (4, 6), focus=None, generator=torch.Generator().manual_seed(0))
+    noise = masking_noise(4000, (4, 6), 6, focus=None, generator=torch.Generator().manual_seed(0))
     assert 0 <= noise.min() and noise.max() < 1
     quantiles = noise.flatten().quantile(torch.tensor([0.1, 0.5, 0.9]))
     torch.testing.assert_close(quantiles, torch.tensor([0.1, 0.5, 0.9]), rtol=0, atol=0.01)
@@ -467,7 +463,7 @@ def test_masking_without_focus_is_uniform():
 
 @pytest.mark.parametrize("grid", [(14, 14), (8, 20)])
 def test_gaussian_focus_keeps_patches_close_together_in_half_of_the_images(grid):
-    noise = masking_noise(1000, grid, focus="gaussian", generator=torch.Generator().manual_seed(0))
+    noise = masking_noise(1000, grid, 5, focus="gaussian", generator=torch.Generator().manual_seed(0))
     # The focus lowers its cell by one, so that a focused image has a negative score there and no other image has one.
     focused = noise.amin(dim=1) < 0
     assert 0.45 < focused.float().mean() < 0.55
@@ -483,7 +479,7 @@ def test_gaussian_focus_keeps_patches_close_together_in_half_of_the_images(grid)
 
 def test_gaussian_focus_is_a_gaussian_of_the_drawn_width():
     """Noise averages to 1/2, so that its mean over many images shows the mean bump; here for grids of one row."""
-    noise = masking_noise(20000, (1, 16), focus="gaussian", generator=torch.Generator().manual_seed(0))
+    noise = masking_noise(20000, (1, 16), 4, focus="gaussian", generator=torch.Generator().manual_seed(0))
     centre = torch.arange(16)
     sigma = 4 * torch.linspace(0.1, 0.5, 2001)  # of sqrt(1 * 16) cells
     bump = torch.exp(-((centre[:, None, None] - centre[None, :, None]) ** 2) / (2 * sigma**2)).mean(dim=(0, 2))
@@ -495,7 +491,7 @@ def test_gaussian_focus_is_a_gaussian_of_the_drawn_width():
 def test_block_focus_keeps_a_whole_square(seed, grid, mask_ratio):
     kept_count = num_kept_patches(math.prod(grid), mask_ratio)
     side = min(math.isqrt(kept_count), *grid)
-    noise = masking_noise(16, grid, mask_ratio, "block", generator=torch.Generator().manual_seed(seed))
+    noise = masking_noise(16, grid, kept_count, "block", generator=torch.Generator().manual_seed(seed))
     kept = noise.argsort(dim=1)[:, :kept_count]
     for scores, cells in zip(noise, kept, strict=True):
         block = (scores == 0).nonzero().flatten()
@@ -509,7 +505,7 @@ def test_block_focus_keeps_a_whole_square(seed, grid, mask_ratio):
 
 
 def test_block_focus_falls_on_half_of_the_images_and_on_every_cell():
-    noise = masking_noise(2000, (5, 9), focus="block", generator=torch.Generator().manual_seed(0))
+    noise = masking_noise(2000, (5, 9), 9, focus="block", generator=torch.Generator().manual_seed(0))
     inside = noise == 0
     assert 0.46 < inside.any(dim=1).float().mean() < 0.54
     assert inside.any(dim=0).all()
@@ -530,7 +526,8 @@ def test_prototype_usage_of_known_cases():
     assert usage(torch.zeros(8, 4, dtype=torch.long), 16) == close((0, 0), abs=1e-6)  # one prototype takes all
     assert usage(slots.expand(8, 4), 16) == close((0.5, 1), abs=1e-6)  # the slot alone decides
     assert usage(images.expand(8, 4), 16) == close((0.75, 0), abs=1e-6)  # the image alone decides
-    assert usage((images * 4 + slots), 32) == close((1, 1), abs=1e-6)  # all are different: every slot has its own
+    # All are different: the slot explains as much as any four groups of tokens would.
+    assert usage((images * 4 + slots), 32) == close((1, math.log(4) / math.log(32)), abs=1e-6)
     assert usage((images + slots) % 8, 8) == close((1, 0), abs=1e-6)  # all are used, by every slot alike
     assert usage(images[:, :1], 8) == close((1, 0), abs=1e-6)  # a single slot
     entropy, information = prototype_usage(torch.full((8, 4, 16), 1 / 16))  # no decision at all

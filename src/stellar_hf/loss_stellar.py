@@ -117,6 +117,20 @@ def match_tokens(
     return matching_plan(predictions, targets, epsilon, num_iterations).argmax(dim=-1)
 
 
+def matched_fraction(index: torch.Tensor) -> torch.Tensor:
+    """
+    Share of tokens that are matched one-to-one: no other token of the same view takes the same target.
+
+    Args:
+        index: (B, r) int64 targets of the predicted tokens, as [`match_tokens`] gives them.
+
+    Returns:
+        Scalar float32 in [0, 1]; 1 when every matching is a permutation.
+    """
+    takers = (index.unsqueeze(1) == index.unsqueeze(2)).sum(dim=2)  # of each token's target
+    return (takers == 1).float().mean()
+
+
 # KoLeo ---------------------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +276,7 @@ def num_kept_patches(num_patches: int, mask_ratio: float) -> int:
 def masking_noise(
     batch_size: int,
     grid_size: tuple[int, int],
-    mask_ratio: float = 0.8,
+    num_kept: int,
     focus: str | None = "gaussian",
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
@@ -272,12 +286,12 @@ def masking_noise(
 
     Scores are uniform in [0, 1). Half of the images, by chance, get a focus: `"gaussian"` lowers the scores by
     exp(-distance^2 / (2 sigma^2)) around a random cell, with distance in cells and sigma uniform in [0.1, 0.5] of
-    sqrt(h w); `"block"` gives a random square of side int(sqrt(kept)) the score 0.
+    sqrt(h w); `"block"` gives a random square of side int(sqrt(num_kept)) the score 0.
 
     Args:
         batch_size: Number B of views.
         grid_size: Patches (h, w).
-        mask_ratio: Share of patches that will be dropped; decides the side of the block.
+        num_kept: Patches that will be kept; decides the side of the block.
         focus: `"gaussian"`, `"block"` or `None`.
         device: Where to draw.
         generator: Random generator on that device.
@@ -303,7 +317,7 @@ def masking_noise(
         distance = (rows - (row * height).floor()) ** 2 + (columns - (column * width).floor()) ** 2
         noise = noise - focused * torch.exp(-distance / (2 * sigma**2))
     else:
-        side = min(math.isqrt(num_kept_patches(height * width, mask_ratio)), height, width)
+        side = min(math.isqrt(num_kept), height, width)
         top, left = (row * (height - side + 1)).floor(), (column * (width - side + 1)).floor()
         inside = (rows >= top) & (rows < top + side) & (columns >= left) & (columns < left + side)
         noise = noise.masked_fill(focused & inside, 0.0)
@@ -327,15 +341,15 @@ def prototype_usage(assignments: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
     Returns:
         Two float32 scalars in [0, 1]: the entropy of the mean assignment over ln K (0: one prototype takes all), and
-        the mutual information of slot and prototype over ln r (1: the slot alone decides the prototype; 0 for r = 1).
+        the mutual information of slot and prototype over that of token and prototype (1: the slot alone decides, and
+        the image does not matter; 0 for r = 1, and where assignments tell nothing apart).
     """
     assignments = assignments.float()
-    num_slots, num_prototypes = assignments.shape[1:]
     usage = _entropy(assignments.mean(dim=(0, 1)))
-    if num_slots == 1:
-        return usage / math.log(max(num_prototypes, 2)), usage.new_zeros(())
-    information = usage - _entropy(assignments.mean(dim=0)).mean()
-    return usage / math.log(max(num_prototypes, 2)), information / math.log(num_slots)
+    of_slots = usage - _entropy(assignments.mean(dim=0)).mean()
+    of_tokens = usage - _entropy(assignments).mean()
+    # Below a thousandth of a nat the quotient would be one of rounding errors.
+    return usage / math.log(max(assignments.shape[-1], 2)), of_slots / of_tokens.clamp_min(1e-3)
 
 
 @torch.no_grad()
@@ -353,6 +367,7 @@ def token_diversity(sparse_tokens: torch.Tensor) -> torch.Tensor:
     num_tokens = tokens.shape[1]
     if num_tokens == 1:
         return tokens.new_zeros(())
-    similarity = tokens @ tokens.transpose(1, 2)
+    with without_autocast(tokens):
+        similarity = tokens @ tokens.transpose(1, 2)
     off_diagonal = similarity.sum(dim=(1, 2)) - similarity.diagonal(dim1=1, dim2=2).sum(dim=1)
     return (1 - off_diagonal / (num_tokens * (num_tokens - 1))).mean()

@@ -45,6 +45,7 @@ from .loss_stellar import (
     koleo_loss,
     masking_noise,
     match_tokens,
+    matched_fraction,
     num_kept_patches,
     prototype_cross_entropy,
     prototype_usage,
@@ -112,10 +113,12 @@ class StellarForPreTrainingOutput(ModelOutput):
         grid_size (`tuple[int, int]`): Patches (h, w).
         prototype_entropy (`torch.Tensor` of shape `()`): Entropy of the mean prediction over ln K: 1 when all
             prototypes are used alike, 0 when one takes all.
-        slot_information (`torch.Tensor` of shape `()`): Mutual information of token slot and prototype over ln r: near
-            1 the clusters merely name the slot.
+        slot_information (`torch.Tensor` of shape `()`): Share of what the predictions tell about tokens that their
+            slot alone explains: near 1 the clusters merely name the slot, whatever the image.
         token_diversity (`torch.Tensor` of shape `()`): Mean cosine distance between the tokens of an image.
         localization_sharpness (`torch.Tensor` of shape `()`): Mean largest entry of the rows of L, in [1 / r, 1].
+        matched_fraction (`torch.Tensor` of shape `()`): Share of the masked views' tokens that are matched one-to-one:
+            no other token of the view takes the same target. `None` without global views.
         hidden_states, attentions: As in [`StellarModelOutput`], of the clean view.
     """
 
@@ -134,6 +137,7 @@ class StellarForPreTrainingOutput(ModelOutput):
     slot_information: torch.Tensor | None = None
     token_diversity: torch.Tensor | None = None
     localization_sharpness: torch.Tensor | None = None
+    matched_fraction: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -346,14 +350,17 @@ class StellarLocalization(nn.Module):
     def forward(self, dense_features: torch.Tensor, sparse_tokens: torch.Tensor) -> torch.Tensor:
         """(B, N, d) patch features and (B, r, d) sparse tokens to (B, N, r); rows sum to one."""
         dense, sparse = self.dense_projection(dense_features), self.sparse_projection(sparse_tokens)
-        if self.temperature is None:
-            scores = dense @ sparse.transpose(1, 2) / math.sqrt(dense.shape[-1])
-        else:
-            dense, sparse = F.normalize(dense, dim=-1, eps=1e-7), F.normalize(sparse, dim=-1, eps=1e-7)
-            scores = dense @ sparse.transpose(1, 2) / self.temperature
+        # In float32: the temperature magnifies rounding errors of the cosine.
+        with without_autocast(dense):
+            dense, sparse = dense.float(), sparse.float()
+            if self.temperature is None:
+                scores = dense @ sparse.transpose(1, 2) / math.sqrt(dense.shape[-1])
+            else:
+                dense, sparse = F.normalize(dense, dim=-1, eps=1e-7), F.normalize(sparse, dim=-1, eps=1e-7)
+                scores = dense @ sparse.transpose(1, 2) / self.temperature
         if self.training and self.noise > 0:
             scores = scores - self.noise * torch.empty_like(scores).exponential_().log()
-        return scores.softmax(dim=-1, dtype=torch.float32).to(dense_features.dtype)
+        return scores.softmax(dim=-1).to(dense_features.dtype)
 
 
 # Decoder -------------------------------------------------------------------------------------------------------------
@@ -744,6 +751,9 @@ class StellarForPreTraining(StellarPreTrainedModel):
         self.clustering_head = StellarClusteringHead(config)
         self.cls_clustering_head = StellarClusteringHead(config)
         self.teacher = StellarTeacher(config).requires_grad_(False) if config.use_teacher else None
+        if config.use_teacher:
+            # Steps of 1 - momentum would be lost in the rounding of half precision.
+            self._keep_in_fp32_modules_strict = {"teacher"}
         self.post_init()
 
     @property
@@ -804,7 +814,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum is {momentum}, but must be in [0, 1].")
         for teacher_weight, weight in self.teacher_and_student_weights():
-            teacher_weight.lerp_(weight, 1 - momentum)
+            teacher_weight.lerp_(weight.to(teacher_weight.dtype), 1 - momentum)
 
     # Objective
 
@@ -818,6 +828,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
         noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = True,
         return_loss: bool = True,
+        num_kept: int | None = None,
+        target_temperature: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> StellarForPreTrainingOutput:
         """
@@ -834,15 +846,24 @@ class StellarForPreTraining(StellarPreTrainedModel):
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the objective, which needs all weights in
                 memory. A code model without `code_labels` and views returns no loss either.
+            num_kept (`int`, *optional*): Patches that each masked view keeps, in [1, N]; by default what
+                `config.mask_ratio` leaves. For schedules, which do not touch the configuration. A number, since a
+                compiled model takes any after its second one, but would be compiled anew for each ratio.
+            target_temperature (`float`, *optional*): Temperature of the Sinkhorn targets, > 0; by default
+                `config.target_temperature`.
             **kwargs: As in [`StellarModel`].
 
         Returns:
             [`StellarForPreTrainingOutput`]
 
         Raises:
-            ValueError: On views, codes or noise of a wrong shape, missing codes or codes out of range, a loss
-                with offloaded weights, or pixels that [`StellarModel`] refuses.
+            ValueError: On views, codes or noise of a wrong shape, missing codes or codes out of range, a number of
+                patches or a temperature out of range, a loss with offloaded weights, or pixels that [`StellarModel`]
+                refuses.
         """
+        target_temperature = self.config.target_temperature if target_temperature is None else target_temperature
+        if target_temperature <= 0:
+            raise ValueError(f"target_temperature is {target_temperature}, but must be positive.")
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
 
@@ -853,7 +874,13 @@ class StellarForPreTraining(StellarPreTrainedModel):
             self._check_weights_are_in_memory(pixel_values.device)
             self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
             terms = self._alignment_terms(
-                pixel_values, outputs.last_hidden_state, global_pixel_values, local_pixel_values, noise
+                pixel_values,
+                outputs.last_hidden_state,
+                global_pixel_values,
+                local_pixel_values,
+                noise,
+                num_kept,
+                target_temperature,
             )
             loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
             terms["reconstruction_loss"] = self._reconstruction_weight * loss
@@ -904,27 +931,33 @@ class StellarForPreTraining(StellarPreTrainedModel):
         global_pixel_values: torch.Tensor | None,
         local_pixel_values: torch.Tensor | None,
         noise: torch.Tensor | None,
+        num_kept: int | None,
+        target_temperature: float,
     ) -> dict[str, torch.Tensor]:
-        """Every weighted term but the reconstruction, and the diagnostics of the prototypes."""
+        """Every weighted term but the reconstruction, and the diagnostics of prototypes and matching."""
         config = self.config
         cls, _, tokens = self.stellar.split(last_hidden_state)
         projections, cls_projections = self.clustering_head(tokens), self.cls_clustering_head(cls)
         if self.teacher is None:
-            targets = self._targets(self, tokens, projections, cls_projections)
+            targets = self._targets(self, tokens, projections, cls_projections, target_temperature)
             clean_expected = targets.expected
         else:
             # Without views, as in a mere evaluation, the teacher looks at the clean one.
             view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
-            targets = self._targets(self.teacher, *self._teacher_outputs(self.teacher, view))
-            clean_expected = self._matched_expected(tokens, targets)
+            targets = self._targets(self.teacher, *self._teacher_outputs(self.teacher, view), target_temperature)
+            clean_expected, _ = self._matched_expected(tokens, targets)
 
+        diagnostics = {
+            "prototype_entropy": targets.prototype_entropy,
+            "slot_information": targets.slot_information,
+        }
         koleo = koleo_loss(tokens)
         masked = cls_view = koleo.new_zeros(())
         if global_pixel_values is not None:
-            masked_cls, masked_tokens = self._encode_masked(global_pixel_values, noise)
+            masked_cls, masked_tokens = self._encode_masked(global_pixel_values, noise, num_kept)
             koleo = koleo + koleo_loss(masked_tokens)
             masked_projections = self.clustering_head(masked_tokens)
-            masked_expected = self._matched_expected(masked_tokens, targets)
+            masked_expected, diagnostics["matched_fraction"] = self._matched_expected(masked_tokens, targets)
             masked = self._cross_entropy(self.clustering_head, masked_projections, masked_expected)
             cls_view = config.masked_weight * self._cls_view_loss(masked_cls, targets)
         if local_pixel_values is not None:
@@ -939,8 +972,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             "cls_clustering_loss": config.clustering_weight * cls_clustering,
             "masked_loss": config.masked_weight * masked,
             "cls_view_loss": cls_view,
-            "prototype_entropy": targets.prototype_entropy,
-            "slot_information": targets.slot_information,
+            **diagnostics,
         }
 
     def _targets(
@@ -949,14 +981,15 @@ class StellarForPreTraining(StellarPreTrainedModel):
         tokens: torch.Tensor,
         projections: torch.Tensor,
         cls_projections: torch.Tensor,
+        temperature: float,
     ) -> _Targets:
         """Sinkhorn targets from the heads of `source` (the model or its teacher), as mean prototypes of the model."""
         config = self.config
         with torch.no_grad():
             logits = source.clustering_head.logits(projections)  # (B, r, K)
             cls_logits = source.cls_clustering_head.logits(cls_projections)  # (B, K)
-            assignments = self._sinkhorn(logits.flatten(0, 1)).view_as(logits)
-            cls_assignments = self._sinkhorn(cls_logits)
+            assignments = self._sinkhorn(logits.flatten(0, 1), temperature).view_as(logits)
+            cls_assignments = self._sinkhorn(cls_logits, temperature)
             usage, slot_information = prototype_usage((logits / config.prediction_temperature).softmax(dim=-1))
         return _Targets(
             tokens=tokens.detach(),
@@ -974,32 +1007,38 @@ class StellarForPreTraining(StellarPreTrainedModel):
         cls, _, tokens = self.stellar.split(teacher.stellar.encode(pixel_values))
         return tokens, teacher.clustering_head(tokens), teacher.cls_clustering_head(cls)
 
-    def _sinkhorn(self, logits: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        return sinkhorn_knopp(logits, config.target_temperature, config.sinkhorn_iterations, config.sinkhorn_scale)
+    def _sinkhorn(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        return sinkhorn_knopp(logits, temperature, self.config.sinkhorn_iterations, self.config.sinkhorn_scale)
 
     def _encode_masked(
-        self, global_pixel_values: torch.Tensor, noise: torch.Tensor | None
+        self, global_pixel_values: torch.Tensor, noise: torch.Tensor | None, num_kept: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, G, C, H, W) global views to CLS (B * G, d) and sparse tokens (B * G, r, d) of their kept patches."""
         views = global_pixel_values.flatten(0, 1)
         grid_size = self.stellar.embeddings.grid_size(views)
         num_patches = math.prod(grid_size)
-        if noise is None:
-            noise = masking_noise(
-                views.shape[0], grid_size, self.config.mask_ratio, self.config.mask_focus, device=views.device
+        if num_kept is None:
+            num_kept = num_kept_patches(num_patches, self.config.mask_ratio)
+        elif not 1 <= num_kept <= num_patches:
+            raise ValueError(
+                f"num_kept is {num_kept}, but must be in [1, {num_patches}], the patches of a global view."
             )
+        if noise is None:
+            noise = masking_noise(views.shape[0], grid_size, num_kept, self.config.mask_focus, device=views.device)
         elif noise.shape != (views.shape[0], num_patches):
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)}, but must be (batch * global views, patches) = "
                 f"{(views.shape[0], num_patches)}."
             )
-        kept_patches = noise.argsort(dim=1)[:, : num_kept_patches(num_patches, self.config.mask_ratio)]
+        kept_patches = noise.argsort(dim=1)[:, :num_kept]
         cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept_patches))
         return cls, tokens
 
-    def _matched_expected(self, tokens: torch.Tensor, targets: _Targets) -> torch.Tensor:
-        """(B * G, r, dim) targets of the tokens (B * G, r, d) of G views of each image, matched token by token."""
+    def _matched_expected(self, tokens: torch.Tensor, targets: _Targets) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        (B * G, r, dim) targets of the tokens (B * G, r, d) of G views of each image, matched token by token; and the
+        share () of them that are matched one-to-one.
+        """
         num_views = tokens.shape[0] // targets.tokens.shape[0]
         index = match_tokens(
             tokens,
@@ -1008,7 +1047,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             self.config.matching_iterations,
         )
         expected = targets.expected.repeat_interleave(num_views, dim=0)
-        return torch.take_along_dim(expected, index.unsqueeze(-1), dim=1)
+        return torch.take_along_dim(expected, index.unsqueeze(-1), dim=1), matched_fraction(index)
 
     def _cls_view_loss(self, cls: torch.Tensor, targets: _Targets) -> torch.Tensor:
         """Cross entropy of the CLS (B * V, d) of V views of each image to the CLS target of the image."""

@@ -3,6 +3,7 @@
 """Arguments of the joint objective's training."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -20,9 +21,23 @@ class StellarTrainingArguments(TrainingArguments):
     is a cosine after a linear warm-up. All terms, weights and temperatures of the objective are fields of
     [`StellarConfig`].
 
+    Schedules, all off by default; they follow the step's number alone, so a resumed run goes on with the same values:
+
+    - `teacher_momentum_end`: the momentum of the EMA teacher reaches it along half a cosine (BYOL, arXiv 2006.07733,
+      and DINO, arXiv 2104.14294: 0.996 to 1).
+    - `weight_decay_end`: the same for the weight decay (DINO: 0.04 to 0.4).
+    - `target_temperature_start`, `mask_ratio_start`: linear warm-up to the values of [`StellarConfig`] over
+      `objective_warmup_steps` (DINO's teacher temperature: 0.04 to 0.07 over 30 of 100 epochs; STELLAR from random
+      weights: mask ratio 0.6, then 0.8).
+    - `freeze_prototypes_steps`: the prototypes of both heads are held still at first (SwAV, arXiv 2006.09882: 313 to
+      5005 steps; DINO's last layer: the first epoch).
+    - `layer_decay`: each layer of the encoder learns slower than the one above it by this factor (BEiT, arXiv
+      2106.08254, and fine-tuning of MAE, arXiv 2111.06377: 0.65 to 0.75). The sparse tokens, the localization, the
+      decoder and the heads, which a ViT does not bring along, learn with the full rate.
+
     Raises:
-        ValueError: On a momentum or a share outside of [0, 1], `remove_unused_columns`, a scale that is not two
-            numbers, or an unknown place of the views.
+        ValueError: On a momentum or a share outside of [0, 1], a schedule with impossible values,
+            `remove_unused_columns`, a scale that is not two numbers, or an unknown place of the views.
     """
 
     learning_rate: float = field(
@@ -88,14 +103,43 @@ class StellarTrainingArguments(TrainingArguments):
         default=0.996, metadata={"help": "Momentum of the EMA teacher, of models with use_teacher (paper: 0.996)."}
     )
 
+    teacher_momentum_end: float | None = field(
+        default=None, metadata={"help": "Momentum at the end, along a cosine (BYOL, DINO: 1.0); constant by default."}
+    )
+    weight_decay_end: float | None = field(
+        default=None, metadata={"help": "Weight decay at the end, along a cosine (DINO: 0.4); constant by default."}
+    )
+    target_temperature_start: float | None = field(
+        default=None,
+        metadata={
+            "help": "Temperature of the targets at the start of its warm-up to the model's (DINO: 0.04 to 0.07)."
+        },
+    )
+    mask_ratio_start: float | None = field(
+        default=None,
+        metadata={"help": "Mask ratio at the start of its warm-up to the model's (paper: 0.6 before 0.8)."},
+    )
+    objective_warmup_steps: float = field(
+        default=0.1,
+        metadata={"help": "Warm-up of target_temperature_start and mask_ratio_start: steps or, below 1, a share."},
+    )
+    freeze_prototypes_steps: float = field(
+        default=0.0,
+        metadata={"help": "First steps that hold the prototypes still, or, below 1, a share (SwAV: 313 to 5005)."},
+    )
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor of the learning rate from each encoder layer to the one below (BEiT, MAE: 0.75)."},
+    )
+
     def __post_init__(self):
         if self.accelerator_config is None:
             # Every process reads its own shards of a stream. By default one process reads them for all.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
-        for name in ("teacher_momentum", "max_unreadable_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be in [0, 1].")
+        self._check_schedules()
+        if not 0 <= self.max_unreadable_share <= 1:
+            raise ValueError(f"max_unreadable_share is {self.max_unreadable_share}, but must be in [0, 1].")
         if self.views_on not in ("accelerator", "cpu"):
             raise ValueError(f"views_on is {self.views_on!r}, but must be 'accelerator' or 'cpu'.")
         if self.remove_unused_columns:
@@ -105,6 +149,29 @@ class StellarTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be two numbers, smallest and largest.")
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # it speeds up copies to an accelerator; without one, torch warns
+
+    def _check_schedules(self) -> None:
+        def check(name: str, holds: Callable[[float], bool], allowed: str) -> None:
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise ValueError(f"{name} is {value}, but must be {allowed}.")
+
+        for name in ("teacher_momentum", "teacher_momentum_end"):
+            check(name, lambda value: 0 <= value <= 1, "in [0, 1]")
+        for name in ("weight_decay_end", "objective_warmup_steps", "freeze_prototypes_steps"):
+            check(name, lambda value: 0 <= value < math.inf, "a number of at least 0")
+        check("target_temperature_start", lambda value: 0 < value < math.inf, "a positive number")
+        check("mask_ratio_start", lambda value: 0 <= value < 1, "in [0, 1)")
+        check("layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
+        if self.weight_decay_end is not None and self.weight_decay <= 0:
+            raise ValueError(
+                f"weight_decay_end is {self.weight_decay_end}, but weight_decay is {self.weight_decay}: a schedule "
+                "has to start from a positive one."
+            )
+        if self.freeze_prototypes_steps and self.deepspeed_plugin is not None:
+            raise ValueError(
+                "freeze_prototypes_steps has no effect with DeepSpeed, which keeps the gradients to itself."
+            )
 
     def views(self, config: StellarConfig) -> StellarViews:
         """

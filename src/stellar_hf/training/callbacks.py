@@ -15,6 +15,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .schedules import teacher_momentum
+
 
 class TeacherCallback(TrainerCallback):
     """Moves the EMA teacher once per optimizer step; not on accumulated or skipped steps (STELLAR, EMA teacher)."""
@@ -22,7 +24,7 @@ class TeacherCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         # A step that the gradient scaler skipped also arrives here. Only Accelerate's optimizer knows of such.
         if not getattr(optimizer, "step_was_skipped", False):
-            model.update_teacher(args.teacher_momentum)
+            model.update_teacher(teacher_momentum(args, state))
 
 
 class ProcessSeedCallback(TrainerCallback):
@@ -118,14 +120,15 @@ class StellarProgressCallback(ProgressCallback):
 
     _COLUMNS = (
         ("loss", "loss", "{:.3f}"),
-        ("reconstruction_loss", "reconstr.", "{:.3f}"),
+        ("reconstruction_loss", "reconstr", "{:.3f}"),
         ("koleo_loss", "koleo", "{:.3f}"),
         ("clustering_loss", "cluster", "{:.3f}"),
-        ("cls_clustering_loss", "cls clus.", "{:.3f}"),
+        ("cls_clustering_loss", "cls clus", "{:.3f}"),
         ("masked_loss", "masked", "{:.3f}"),
         ("cls_view_loss", "cls view", "{:.3f}"),
-        ("slot_information", "slot inf.", "{:.2f}"),
-        ("localization_sharpness", "sharpness", "{:.2f}"),
+        ("slot_information", "slot inf", "{:.2f}"),
+        ("localization_sharpness", "sharp L", "{:.2f}"),
+        ("images_per_second", "images/s", "{:.0f}"),
     )
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -151,4 +154,4 @@ class StellarProgressCallback(ProgressCallback):
 
     @staticmethod
     def _row(step: str, cells: list[str]) -> str:
-        return f"{step:>6}" + "".join(f"{cell:>10}" for cell in cells)
+        return f"{step:>6}" + "".join(f"{cell:>9}" for cell in cells)

@@ -31,12 +31,20 @@ from .callbacks import (
 )
 from .checkpoints import CheckpointTrainer
 from .evaluation import FigureCallback, ImageEvaluation, WholeImages, default_processor
+from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
+from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
 from .unreadable import UnreadableImages
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-DIAGNOSTICS = ("prototype_entropy", "slot_information", "token_diversity", "localization_sharpness")
+DIAGNOSTICS = (
+    "prototype_entropy",
+    "slot_information",
+    "token_diversity",
+    "localization_sharpness",
+    "matched_fraction",
+)
 
 # Norms and biases, and what is learned for a place in the sequence: positions and tokens.
 _NO_DECAY = re.compile(r"bias$|layernorm|position_embeddings$|cls_token$|sparse_tokens$")
@@ -66,6 +74,10 @@ class StellarTrainer(CheckpointTrainer):
             student, the data set lacks the image column or has no rows, the views are impossible, or a model that
             reconstructs codes has no data collator.
     """
+
+    # More than the base class knows, as __init__ checks.
+    args: StellarTrainingArguments
+    model: StellarForPreTraining
 
     def __init__(
         self,
@@ -107,6 +119,10 @@ class StellarTrainer(CheckpointTrainer):
         self.add_callback(self._interrupt)
         self.add_callback(ProcessSeedCallback())
         self.add_callback(PushCodeCallback())
+        self._throughput = ThroughputCallback()
+        self._loss_guard = NonFiniteLossGuard()
+        for callback in (self._throughput, self._loss_guard, CollapseCallback(), ScheduleCallback()):
+            self.add_callback(callback)
         if base_model.teacher is not None:
             base_model.teacher_and_student_weights()  # refuses adapters that the teacher cannot follow
             base_model.teacher.requires_grad_(False)  # adapters came with gradients, and DDP looks before train()
@@ -129,10 +145,14 @@ class StellarTrainer(CheckpointTrainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(StellarProgressCallback())
 
+    @property
+    def _base_model(self) -> StellarForPreTraining:
+        """The model without adapters and without what distributes it."""
+        return _without_adapters(self.accelerator.unwrap_model(self.model))
+
     @cached_property
     def _views(self) -> StellarViews:
-        args: Any = self.args  # StellarTrainingArguments, which the base class does not know
-        return args.views(self.accelerator.unwrap_model(self.model).config)
+        return self.args.views(self._base_model.config)
 
     @property
     def interrupted(self) -> bool:
@@ -196,8 +216,7 @@ class StellarTrainer(CheckpointTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         if _has_column(dataloader.dataset, self._whole_images.image_column):
-            model = _without_adapters(self.accelerator.unwrap_model(self.model)).eval()
-            metrics = self._evaluation(model, dataloader.dataset, self._labelled_images())
+            metrics = self._evaluation(self._base_model.eval(), dataloader.dataset, self._labelled_images())
             results: Any = output.metrics
             results.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
@@ -206,14 +225,30 @@ class StellarTrainer(CheckpointTrainer):
         columns = (self._whole_images.image_column, self._whole_images.label_column)
         return self.train_dataset if all(_has_column(self.train_dataset, column) for column in columns) else None
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As in `Trainer`, with `layer_decay`; an optimizer that was given is left alone."""
+        is_ours = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_ours and self.args.layer_decay < 1:
+            num_layers = self.model.config.num_hidden_layers
+            scale_learning_rates_by_depth(optimizer, model or self.model, self.args.layer_decay, num_layers)
+        return optimizer
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The objective, of views that are made here unless the batch has them; keeps every term for the next log."""
+        """
+        The objective at this step of its schedules, of views that are made here unless the batch has them; keeps every
+        term for the next log.
+        """
         inputs = self._with_views(inputs)
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        settings = objective_settings(self.args, self.model.config, self.state, inputs) if model.training else {}
+        loss, outputs = super().compute_loss(model, {**inputs, **settings}, return_outputs=True)
         if model.training:
+            self._loss_guard.check(outputs, inputs, self.state, self._nan_batch_file)
+            self._throughput.num_images += len(outputs["sparse_tokens"])
             # The Trainer's own weights of the forwards of a step, so that the logged terms add up to the logged loss.
             share = 1 / self.current_gradient_accumulation_steps
-            self.log_means.add({"loss": loss, **{name: outputs[name] for name in (*LOSS_TERMS, *DIAGNOSTICS)}}, share)
+            names = [name for name in (*LOSS_TERMS, *DIAGNOSTICS) if name in outputs]
+            self.log_means.add({"loss": loss, **{name: outputs[name] for name in names}}, share)
         return (loss, outputs) if return_outputs else loss
 
     def _with_views(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -225,13 +260,22 @@ class StellarTrainer(CheckpointTrainer):
         return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of every term and diagnostic since the last log to a log of the training loss."""
+        """Adds the mean of every term and diagnostic since the last log, and speed, to a log of the training loss."""
         if "loss" in logs:
             logs.update(self.log_means.pop(self.accelerator))
+            if self._base_model.teacher is not None:
+                logs["teacher_distance"] = teacher_distance(self._base_model)
+            logs["images_per_second"] = self._throughput.images_per_second() * self.args.world_size
+            logs["memory_gib"] = memory_gib(self.args.device)
         elif "train_loss" in logs:  # the Trainer's own covers what was trained since the last resume
             self.log_means.pop(self.accelerator)
             logs["train_loss"] = self.log_means.mean_loss()
         super().log(logs, start_time)
+
+    @property
+    def _nan_batch_file(self) -> Path:
+        process = f"-{self.args.process_index}" if self.args.world_size > 1 else ""
+        return Path(str(self.args.output_dir), f"nan_batch{process}.safetensors")
 
     def create_model_card(
         self,
@@ -254,10 +298,10 @@ class StellarTrainer(CheckpointTrainer):
         """
         if not self.is_world_process_zero():
             return
-        args: Any = self.args  # StellarTrainingArguments, which the base class does not know
+        args = self.args
         write_model_card(
-            args.output_dir,
-            _without_adapters(self.accelerator.unwrap_model(self.model)),
+            str(args.output_dir),
+            self._base_model,
             name=model_name,
             repo_id=self.hub_model_id,
             revision=self.args.hub_revision,

@@ -1,0 +1,56 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""A trainer of a tiny model."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from stellar_hf import StellarForPreTraining, StellarTrainer, StellarTrainingArguments
+
+IMAGES = [{"image": image} for image in np.random.default_rng(0).integers(0, 256, (10, 40, 40, 3), dtype=np.uint8)]
+
+
+@pytest.fixture
+def make_trainer(tiny_config, tmp_path):
+    """Builds a trainer of a tiny model for 3 steps of 2 images; `config` and arguments can be overridden."""
+
+    def make(config=None, callbacks=None, train_dataset=IMAGES, data_collator=None, eval_dataset=None, **arguments):
+        torch.manual_seed(0)
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 3,
+            "per_device_train_batch_size": 2,
+            "num_global_views": 2,
+            "num_local_views": 1,
+            "local_size": 16,
+            "learning_rate": 1e-2,
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        return StellarTrainer(
+            StellarForPreTraining(tiny_config(**(config or {}))),
+            StellarTrainingArguments(**{**defaults, **arguments}),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=data_collator,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+@pytest.fixture
+def at_event():
+    """Builds a callback that calls functions at events: `at_event(on_step_end=lambda model, **kwargs: ...)`."""
+
+    class AtEvent(TrainerCallback):
+        def __init__(self, **functions):
+            for event, function in functions.items():
+                setattr(self, event, lambda args, state, control, function=function, **kwargs: function(**kwargs))
+
+    return AtEvent
