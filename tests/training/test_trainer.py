@@ -40,7 +40,10 @@ def record_forwards(model):
         forwards.append({"inputs": inputs, "rng_state": torch.get_rng_state()})
 
     def after(module, args, output):
-        forwards[-1]["losses"] = {name: output[name].item() for name in (*LOSS_TERMS, "loss")}
+        if output.loss is None:  # an evaluation of whole images
+            forwards.pop()
+        else:
+            forwards[-1]["losses"] = {name: output[name].item() for name in (*LOSS_TERMS, "loss")}
 
     model.register_forward_pre_hook(before, with_kwargs=True)
     model.register_forward_hook(after)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import has_length
 from transformers.utils import ModelOutput, logging
 
 from ..configuration_stellar import StellarConfig
@@ -80,7 +81,8 @@ class NonFiniteLossGuard(TrainerCallback):
     """
 
     def on_step_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        batches = getattr(train_dataloader, "__len__", lambda: args.max_steps * args.gradient_accumulation_steps)()
+        endless = args.max_steps * args.gradient_accumulation_steps  # of a stream, which is one epoch
+        batches = len(train_dataloader) if has_length(train_dataloader) else endless
         self._batch = round((state.epoch or 0.0) % 1 * batches)
 
     def check(self, outputs: ModelOutput, inputs: dict[str, Any], state: TrainerState, path: Path) -> None:

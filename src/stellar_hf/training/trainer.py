@@ -215,10 +215,10 @@ class StellarTrainer(CheckpointTrainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-        if _has_column(dataloader.dataset, self._whole_images.image_column):
-            metrics = self._evaluation(self._base_model.eval(), dataloader.dataset, self._labelled_images())
-            results: Any = output.metrics
-            results.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+            if _has_column(dataloader.dataset, self._whole_images.image_column):
+                metrics = self._evaluation(self._base_model.eval(), dataloader.dataset, self._labelled_images())
+                results: Any = output.metrics
+                results.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def _labelled_images(self) -> Dataset | None:
