@@ -30,6 +30,8 @@ class StandInHub:
     refuses who writes without a token. What it does not know is answered with an error and noted in `unknown`.
     """
 
+    token = TOKEN
+
     def __init__(self):
         self.lock = threading.Lock()
         self.lfs: dict[str, bytes] = {}

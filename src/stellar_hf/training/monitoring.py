@@ -116,7 +116,7 @@ class NonFiniteLossGuard(TrainerCallback):
 QUIET_SHARE = 0.1
 NUM_LOGS = 3
 
-# The table in docs/training.md has what healthy and collapsed runs log. Each threshold lies between the two.
+# What healthy runs log is in docs/training.md, and far on the other side of each threshold.
 MIN_PROTOTYPE_ENTROPY = 0.3
 MAX_SLOT_INFORMATION = 0.9
 MIN_TOKEN_DIVERSITY = 0.02
