@@ -74,7 +74,9 @@ def make_images(sizes_of_shards):
             yield {"image": rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)}
 
 
-def make_trainer(folder, model, callbacks=None, data_collator=None, train_dataset=None, eval_dataset=None, **arguments):
+def make_trainer(
+    folder, model, callbacks=None, data_collator=None, train_dataset=None, eval_dataset=None, **arguments
+):
     defaults = {
         "output_dir": str(Path(folder, "run")),
         "num_global_views": NUM_VIEWS,
@@ -261,8 +263,8 @@ def sharded(folder):
     return result
 
 
-def sharded_trainer(folder):
-    """The trainer with FSDP2: three steps, a checkpoint, and the model saved."""
+def three_steps(folder, **arguments):
+    """Three steps, checkpoints, the model saved, and an evaluation."""
     model = make_model(folder, use_teacher=True)
     start = {name: weight.clone() for name, weight in model.teacher.state_dict().items()}
     trainer = make_trainer(
@@ -274,13 +276,14 @@ def sharded_trainer(folder):
         max_steps=3,
         per_device_train_batch_size=4 // dist.get_world_size(),
         teacher_momentum=0.9,
-        fsdp=True,
         save_strategy="steps",
-        save_steps=2,
+        save_steps=3,
+        **arguments,
     )
     trainer.train()
-    trainer.save_model(str(Path(folder, "sharded_model")))
+    trainer.save_model(str(Path(trainer.args.output_dir, "model")))
     return {
+        "names": [name for name, _ in model.named_parameters()],
         "sharded": [name for name, weight in trainer.model.named_parameters() if isinstance(weight, DTensor)],
         "teacher_start": start,
         "weights": {name: whole(weight) for name, weight in trainer.model.state_dict().items()},
@@ -300,7 +303,8 @@ TASKS = {
     "draws_of_workers": draws_of_workers,
     "ends": ends,
     "sharded": sharded,
-    "sharded_trainer": sharded_trainer,
+    "sharded_trainer": lambda folder: three_steps(folder, fsdp=True, output_dir=str(Path(folder, "fsdp"))),
+    "replicated_trainer": three_steps,
 }
 
 if __name__ == "__main__":

@@ -95,8 +95,7 @@ class StellarTrainingArguments(TrainingArguments):
             raise ValueError(f"views_on is {self.views_on!r}, but must be 'accelerator' or 'cpu'.")
         if self.world_size > 1 and not self.accelerator_config.even_batches:
             raise ValueError(
-                "even_batches of accelerator_config is False, but the processes must take equally many steps: leave it "
-                "out."
+                "even_batches of accelerator_config is False, but all processes must take equally many steps."
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the views are made of the image column.")

@@ -293,7 +293,7 @@ def _undecoded(dataset: Any, column: str) -> Any:
 
 
 class _UndividedStream(IterableDataset):
-    """A stream that Accelerate divides batch by batch, not by its shards, of which a process may have less than others."""
+    """A stream that Accelerate divides among processes batch by batch: shards may hold unequal numbers of images."""
 
     def __init__(self, dataset: Any):
         self.dataset = dataset
