@@ -9,20 +9,25 @@ FOLDER holds the configuration of a tiny model; each process saves the result of
 """
 
 import copy
+import os
 import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from accelerate import DistributedType, PartialState
+from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, set_seed
 
 from stellar_hf import StellarConfig, StellarForPreTraining, StellarTrainer, StellarTrainingArguments
 
 NUM_VIEWS = 2
+DEEPSPEED = {"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto"}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "deepspeed_zero2.json"
 VARIANTS = {
     "plain": {},
     "teacher": {"use_teacher": True},
@@ -89,7 +94,7 @@ def make_trainer(
         "save_strategy": "no",
         "disable_tqdm": True,
         "report_to": "none",
-        "use_cpu": True,
+        "use_cpu": "deepspeed" not in arguments,
     }
     args = StellarTrainingArguments(**{**defaults, **arguments})
     if args.fsdp:
@@ -237,6 +242,7 @@ def sharded(folder):
     """A step of a model that torch's FSDP2 shards as Accelerate does, beside the same step of the whole model."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
+    PartialState(cpu=True)
     batch = collate_views(make_views()[dist.get_rank() :: dist.get_world_size()])
     plain, model = (make_model(folder, use_teacher=True) for _ in range(2))
     wrapped = [module for module in model.modules() if type(module).__name__ in model._no_split_modules]
@@ -292,6 +298,24 @@ def three_steps(folder, **arguments):
     }
 
 
+def deepspeed_steps(folder, config):
+    # Accelerate starts DeepSpeed on a CPU only if it is told the backend, which training arguments do not.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(backend="gloo")
+    return three_steps(
+        folder,
+        deepspeed=config,
+        output_dir=str(Path(folder, "deepspeed")),
+        accelerator_config={"dispatch_batches": False, "use_configured_state": True},
+    )
+
+
+def refusal(task, *arguments):
+    with pytest.raises(ValueError) as error:
+        task(*arguments)
+    return str(error.value)
+
+
 def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
@@ -305,11 +329,18 @@ TASKS = {
     "sharded": sharded,
     "sharded_trainer": lambda folder: three_steps(folder, fsdp=True, output_dir=str(Path(folder, "fsdp"))),
     "replicated_trainer": three_steps,
+    "zero1": lambda folder: deepspeed_steps(
+        folder, {**DEEPSPEED, "gradient_clipping": "auto", "zero_optimization": {"stage": 1}}
+    ),
+    "zero2": lambda folder: deepspeed_steps(folder, str(EXAMPLE)),
+    "zero3": lambda folder: refusal(
+        deepspeed_steps, folder, {**DEEPSPEED, "gradient_clipping": "auto", "zero_optimization": {"stage": 3}}
+    ),
 }
 
 if __name__ == "__main__":
-    state = PartialState(cpu=True)  # as the training arguments start it
     folder, *tasks = sys.argv[1:]
     for task in tasks:
-        torch.save(TASKS[task](folder), Path(folder, f"{task}-{state.process_index}.pt"))
-    state.destroy_process_group()
+        result = TASKS[task](folder)
+        torch.save(result, Path(folder, f"{task}-{os.environ['RANK']}.pt"))
+    dist.destroy_process_group()

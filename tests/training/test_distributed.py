@@ -26,14 +26,14 @@ GLOBAL_VALUES = (*LOSS_TERMS, "prototype_entropy", "slot_information", "token_di
 def launch(tiny_config, tmp_path_factory):
     """Lets processes do tasks of the script; returns its folder and each task's results, one of each process."""
 
-    def run(num_processes, *tasks):
+    def run(num_processes, *tasks, **settings):
         folder = tmp_path_factory.mktemp("processes")
         tiny_config().save_pretrained(folder)
         environment = {
             **os.environ,
             "PYTHONPATH": str(Path(stellar_hf.__file__).parents[1]),
-            "ACCELERATE_USE_CPU": "1",
             "OMP_NUM_THREADS": "1",
+            **(settings or {"ACCELERATE_USE_CPU": "1"}),
         }
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
         done = subprocess.run(
@@ -189,3 +189,36 @@ def test_sharded_trainer_equals_ddp(of_shards):
     losses, expected_losses = ([log["loss"] for log in each["logs"]] for each in (result, expected))
     assert losses == pytest.approx(expected_losses, rel=1e-4)
     assert result["eval_loss"] == pytest.approx(expected["eval_loss"], rel=1e-4)
+
+
+# DeepSpeed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_deepspeed(launch):
+    pytest.importorskip("deepspeed")
+    return launch(2, "zero1", "zero2", "zero3", DS_ACCELERATOR="cpu", ACCELERATE_USE_DEEPSPEED="true")
+
+
+def test_zero1_equals_ddp(of_deepspeed, of_shards):
+    result, expected = of_deepspeed[1]["zero1"][0], of_shards[1]["replicated_trainer"][0]
+    for log, expected_log in zip(result["logs"], expected["logs"], strict=True):
+        for name in ("loss", *GLOBAL_VALUES):
+            assert log[name] == pytest.approx(expected_log[name], rel=1e-4), name
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(result["weights"][name], weight, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_zero2_of_the_example_in_mixed_precision(of_deepspeed, of_shards):
+    folder, results = of_deepspeed
+    result, expected = results["zero2"][0], of_shards[1]["replicated_trainer"][0]
+    assert result["logs"][0]["loss"] == pytest.approx(expected["logs"][0]["loss"], rel=1e-2)
+    assert result["logs"][0]["loss"] != expected["logs"][0]["loss"]
+    weights = result["weights"]
+    assert any(not torch.equal(weight, weights[f"teacher.{name}"]) for name, weight in result["teacher_start"].items())
+    model = StellarForPreTraining.from_pretrained(folder / "deepspeed" / "model")
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+def test_zero3_with_a_teacher_is_refused(of_deepspeed):
+    assert all("ZeRO-3 hides the weights from the EMA teacher" in message for message in of_deepspeed[1]["zero3"])
