@@ -148,6 +148,7 @@ def test_processes_take_equally_many_steps_whatever_their_data(processes, reques
     assert first["rows, accumulated"] == {"steps": 2, "forwards": 2 * per_epoch}
     assert first["few rows"] == {"steps": 2, "forwards": 2}
     assert first["one shard"] == first["unequal shards"] == {"steps": 5, "forwards": 5}
+    assert "all processes must take equally many steps" in first["uneven batches"]
     assert first["unequal shards, accumulated"] == {"steps": 3, "forwards": 6}
 
 

@@ -4,6 +4,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -93,7 +94,8 @@ class StellarTrainingArguments(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be in [0, 1].")
         if self.views_on not in ("accelerator", "cpu"):
             raise ValueError(f"views_on is {self.views_on!r}, but must be 'accelerator' or 'cpu'.")
-        if self.world_size > 1 and not self.accelerator_config.even_batches:
+        data_loading: Any = self.accelerator_config  # an AcceleratorConfig by now
+        if self.world_size > 1 and not data_loading.even_batches:
             raise ValueError(
                 "even_batches of accelerator_config is False, but all processes must take equally many steps."
             )
