@@ -74,7 +74,8 @@ def assert_gradients_are_close(gradients, expected):
     total = torch.cat([gradient.flatten() for gradient in expected.values()]).norm()
     for name, gradient in expected.items():
         difference = (gradients[name] - gradient).norm()
-        # 1e-7 is the rounding of float32. Some are nothing else: a key's bias moves no attention, one before a standardization nothing.
+        # 1e-7 is the rounding of float32. Some are nothing else: a key's bias moves no attention, and one before a
+        # standardization moves nothing.
         is_rounding = gradient.norm() < 3e-6 * total
         tolerance = 3e-6 * total if is_rounding else 1e-5 * gradient.norm() + 1e-7 * total
         assert difference <= tolerance, f"{name}: {difference / gradient.norm():.1e}"
