@@ -52,9 +52,9 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         prototype_dim (`int`, defaults to 256): Width of a prototype.
         projection_hidden_size (`int`, defaults to 2048): Hidden width of the clustering heads' MLPs.
         num_projection_layers (`int`, defaults to 2): Linear layers of the clustering heads' MLPs.
-        standardize_projections (`bool`, defaults to `False`): Whether projections are standardized over the batch
-            before their L2 normalization. Not in the paper: it keeps small models that start from random weights from
-            collapsing to a uniform assignment.
+        standardize_projections (`bool`, defaults to `False`): Whether projections are standardized over the batch (of
+            all processes) before their L2 normalization. Not in the paper: it keeps small models that start from
+            random weights from collapsing to a uniform assignment.
         target_temperature (`float`, defaults to 0.06): Temperature of the Sinkhorn targets.
         prediction_temperature (`float`, defaults to 0.12): Temperature of the predictions.
         sinkhorn_iterations (`int`, defaults to 3): Sinkhorn-Knopp iterations.

@@ -19,13 +19,59 @@ def without_autocast(tensor: torch.Tensor) -> torch.autocast:
     return torch.autocast(device_type=tensor.device.type, enabled=False)
 
 
-# Sinkhorn-Knopp ------------------------------------------------------------------------------------------------------
+# Over all processes --------------------------------------------------------------------------------------------------
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _reduce_over_processes(tensor: torch.Tensor, op: dist.ReduceOp.RedOpType) -> torch.Tensor:
-    if dist.is_available() and dist.is_initialized():
+    if _is_distributed():
         dist.all_reduce(tensor, op=op)
     return tensor
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over all processes; its gradient is the sum of theirs, since each depends on all tensors."""
+
+    @staticmethod
+    def forward(ctx, tensor):
+        return _reduce_over_processes(tensor.clone(memory_format=torch.contiguous_format), dist.ReduceOp.SUM)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        return _reduce_over_processes(grad_output.clone(memory_format=torch.contiguous_format), dist.ReduceOp.SUM)
+
+
+def _mean_over_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Mean (dim,) of (rows, dim) over the rows of all processes, which may have different numbers of them."""
+    if not _is_distributed():
+        return rows.mean(dim=0)
+    sum_and_count = _SumOverProcesses.apply(F.pad(rows.sum(dim=0), (0, 1), value=rows.shape[0]))
+    return sum_and_count[:-1] / sum_and_count[-1]
+
+
+def standardize(features: torch.Tensor) -> torch.Tensor:
+    """
+    Zero mean and unit variance of each channel over the features of all processes, with gradient through both.
+
+    All processes must call this equally often.
+
+    Args:
+        features: (..., dim), float32.
+
+    Returns:
+        (..., dim) float32.
+    """
+    rows = features.flatten(0, -2)
+    centered = rows - _mean_over_rows(rows)
+    variance = _mean_over_rows(centered**2)
+    return (centered / (variance + 1e-5).sqrt()).view_as(features)
+
+
+# Sinkhorn-Knopp ------------------------------------------------------------------------------------------------------
 
 
 def _max_over_rows(scores: torch.Tensor) -> torch.Tensor:
@@ -334,7 +380,8 @@ def _entropy(probabilities: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def prototype_usage(assignments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    How many prototypes are in use, and whether they tell tokens or merely token slots apart.
+    How many prototypes are in use, and whether they tell tokens or merely token slots apart: over the images of all
+    processes, which must call this equally often.
 
     Args:
         assignments: (B, r, K) predicted probabilities of prototypes; rows sum to one.
@@ -345,11 +392,13 @@ def prototype_usage(assignments: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
         the image does not matter; 0 for r = 1, and where assignments tell nothing apart).
     """
     assignments = assignments.float()
-    usage = _entropy(assignments.mean(dim=(0, 1)))
-    of_slots = usage - _entropy(assignments.mean(dim=0)).mean()
-    of_tokens = usage - _entropy(assignments).mean()
+    num_slots, num_prototypes = assignments.shape[1:]
+    slots = _mean_over_rows(assignments.flatten(1)).unflatten(0, (num_slots, num_prototypes))
+    usage = _entropy(slots.mean(dim=0))
+    of_slots = usage - _entropy(slots).mean()
+    of_tokens = usage - _mean_over_rows(_entropy(assignments)).mean()
     # Below a thousandth of a nat the quotient would be one of rounding errors.
-    return usage / math.log(max(assignments.shape[-1], 2)), of_slots / of_tokens.clamp_min(1e-3)
+    return usage / math.log(max(num_prototypes, 2)), of_slots / of_tokens.clamp_min(1e-3)
 
 
 @torch.no_grad()

@@ -50,6 +50,7 @@ from .loss_stellar import (
     prototype_cross_entropy,
     prototype_usage,
     sinkhorn_knopp,
+    standardize,
     token_diversity,
     without_autocast,
 )
@@ -462,8 +463,7 @@ class StellarClusteringHead(nn.Module):
         with without_autocast(features):
             projections = features.float()
             if self.standardize:
-                rows = projections.flatten(0, -2)
-                projections = (projections - rows.mean(dim=0)) / (rows.var(dim=0, unbiased=False) + 1e-5).sqrt()
+                projections = standardize(projections)
             return F.normalize(projections, dim=-1)
 
     def logits(self, projections: torch.Tensor) -> torch.Tensor:
@@ -498,7 +498,8 @@ class StellarPreTrainedModel(PreTrainedModel):
     ]
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.get_submodule("embeddings.patch_embeddings")
+        # Not the patches' alone: FSDP shards this module and those of `_no_split_modules`, but none inside another.
+        return self.base_model.get_submodule("embeddings")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -20,7 +20,7 @@ from stellar_hf import (
     StellarForSemanticSegmentation,
     StellarModel,
 )
-from stellar_hf.modeling_stellar import StellarPatchEmbeddings
+from stellar_hf.modeling_stellar import StellarEmbeddings
 
 MISSING = "Transformers' common tests are not in the cache, and their download failed"
 common = pytest.importorskip("transformers_tests.test_modeling_common", reason=MISSING)
@@ -118,17 +118,17 @@ class StellarModelTest(common.ModelTesterMixin, unittest.TestCase):
         return inputs
 
     def test_model_get_set_embeddings(self):
-        """The input embeddings of a model of images are those of its patches, not a table of tokens."""
+        """The input embeddings of a model of images make its sequence; they are no table of tokens."""
         config = self.model_tester.get_config()
         for model_class in self.all_model_classes:
             model = model_class(config)
-            self.assertIsInstance(model.get_input_embeddings(), StellarPatchEmbeddings)
+            self.assertIsInstance(model.get_input_embeddings(), StellarEmbeddings)
             self.assertIsNone(model.get_output_embeddings())
 
     def test_enable_input_require_grads_with_gradient_checkpointing(self):
         # The common test looks for the `weight` of a table of tokens and skips a model without one.
-        weight = property(lambda embeddings: embeddings.projection.weight)
-        with patch.object(StellarPatchEmbeddings, "weight", weight, create=True):
+        weight = property(lambda embeddings: embeddings.patch_embeddings.projection.weight)
+        with patch.object(StellarEmbeddings, "weight", weight, create=True):
             super().test_enable_input_require_grads_with_gradient_checkpointing()
 
     def check_training_gradient_checkpointing(self, gradient_checkpointing_kwargs=None):

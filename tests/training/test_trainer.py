@@ -32,6 +32,16 @@ class Recorder(TrainerCallback):
             setattr(self, event, lambda args, state, control, function=function, **kwargs: function(**kwargs))
 
 
+class KeepGradients(TrainerCallback):
+    """Gradients of each step."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+
 def record_forwards(model):
     """Inputs, random state and losses of every forward from now on."""
     forwards = []
@@ -338,6 +348,24 @@ def test_decoded_columns_of_a_data_set_are_read_by_the_collator(make_trainer, tm
         assert make_trainer(train_dataset=train_dataset).train().global_step == 3
 
 
+def test_a_stream_ends_with_its_last_whole_step(make_trainer):
+    """The rest of an epoch would be added to the first step of the next."""
+    stream = datasets.IterableDataset.from_generator(lambda: iter(IMAGES[:6]))
+    recorder = KeepGradients()
+    trainer = make_trainer(
+        train_dataset=stream, gradient_accumulation_steps=2, max_grad_norm=0, learning_rate=0.0, callbacks=[recorder]
+    )
+    forwards = record_forwards(trainer.model)
+    reference = copy.deepcopy(trainer.model).train()
+    trainer.train()
+    assert trainer.state.global_step == 3 and len(forwards) == 6
+    for forward in forwards[2:4]:
+        torch.set_rng_state(forward["rng_state"])
+        (reference(**forward["inputs"]).loss / 2).backward()
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(recorder.gradients[1][name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
 # Saving and going on -------------------------------------------------------------------------------------------------
 
 
@@ -432,6 +460,13 @@ def test_wrong_classes_are_refused(tiny_config, make_trainer, tmp_path):
         StellarTrainer(StellarModel(tiny_config()), make_trainer().args)
     with pytest.raises(ValueError, match="StellarTrainingArguments, not TrainingArguments"):
         StellarTrainer(StellarForPreTraining(tiny_config()), TrainingArguments(output_dir=str(tmp_path)))
+
+
+def test_a_teacher_too_coarse_to_move_is_refused(make_trainer):
+    trainer = make_trainer({"use_teacher": True})
+    trainer.model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="teacher's weights are torch.bfloat16, .* load the model in float32"):
+        trainer.train()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -37,7 +38,8 @@ class StellarTrainingArguments(TrainingArguments):
 
     Raises:
         ValueError: On a momentum or a share outside of [0, 1], a schedule with impossible values,
-            `remove_unused_columns`, a scale that is not two numbers, or an unknown place of the views.
+            `remove_unused_columns`, a scale that is not two numbers, an unknown place of the views, or processes that
+            may take unequal numbers of steps.
     """
 
     learning_rate: float = field(
@@ -53,6 +55,9 @@ class StellarTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay False: the views are made of a column that forward does not name."}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Whether to log a NaN loss as 0."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whether DDP looks for weights without a gradient; the objective has none."}
+    )
     label_names: list[str] | None = field(
         default_factory=list, metadata={"help": "Inputs that evaluation gathers as labels; the objective needs none."}
     )
@@ -142,6 +147,11 @@ class StellarTrainingArguments(TrainingArguments):
             raise ValueError(f"max_unreadable_share is {self.max_unreadable_share}, but must be in [0, 1].")
         if self.views_on not in ("accelerator", "cpu"):
             raise ValueError(f"views_on is {self.views_on!r}, but must be 'accelerator' or 'cpu'.")
+        data_loading: Any = self.accelerator_config  # an AcceleratorConfig by now
+        if self.world_size > 1 and not data_loading.even_batches:
+            raise ValueError(
+                "even_batches of accelerator_config is False, but all processes must take equally many steps."
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must be False: the views are made of the image column.")
         for name in ("global_scale", "local_scale"):

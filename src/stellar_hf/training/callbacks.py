@@ -19,7 +19,26 @@ from .schedules import teacher_momentum
 
 
 class TeacherCallback(TrainerCallback):
-    """Moves the EMA teacher once per optimizer step; not on accumulated or skipped steps (STELLAR, EMA teacher)."""
+    """
+    Moves the EMA teacher once per optimizer step; not on accumulated or skipped steps (STELLAR, EMA teacher).
+
+    Raises:
+        ValueError: When training begins, if the teacher's weights are too coarse for a moving average, or in parts
+            that DeepSpeed's ZeRO-3 keeps out of reach.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        dtype = next(model.teacher.parameters()).dtype
+        if torch.finfo(dtype).bits < 32:
+            raise ValueError(
+                f"The EMA teacher's weights are {dtype}, too coarse for its small steps: load the model in float32. "
+                "With DeepSpeed, ask for mixed precision by torch_autocast in its configuration, not by bf16 or fp16."
+            )
+        if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed's ZeRO-3 hides the weights from the EMA teacher, which would never move: take ZeRO-1 or 2, "
+                "or FSDP."
+            )
 
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         # A step that the gradient scaler skipped also arrives here. Only Accelerate's optimizer knows of such.

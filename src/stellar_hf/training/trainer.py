@@ -5,17 +5,19 @@
 import json
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
+from accelerate import DistributedType
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, has_length
 from transformers.utils import is_datasets_available
 
 from ..data import StellarViews
@@ -110,7 +112,7 @@ class StellarTrainer(CheckpointTrainer):
             args,
             data_collator=data_collator,
             train_dataset=_undecoded(train_dataset, args.image_column),
-            eval_dataset=_undecoded(eval_dataset, args.image_column),
+            eval_dataset=_undivided(_undecoded(eval_dataset, args.image_column), args.world_size),
             callbacks=callbacks,
             **kwargs,
         )
@@ -176,6 +178,9 @@ class StellarTrainer(CheckpointTrainer):
             OSError: If a checkpoint cannot be written (`CheckpointWriteError`), or a worker of the data loader was
                 killed; the last complete checkpoint is intact.
         """
+        if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
+            # Left by an evaluation, it would keep Accelerate from wrapping the model, and so from adding up gradients.
+            vars(self.model).pop("_is_accelerate_prepared", None)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
@@ -188,6 +193,26 @@ class StellarTrainer(CheckpointTrainer):
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, too."""
         return _with_uninterrupted_workers(super().get_eval_dataloader(eval_dataset))
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """As in `Trainer`; a stream ends for all processes before the first step for which one has too few batches."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not has_length(self.train_dataset) and not self._all_have(len(batches) == num_batches):
+            self.control.should_epoch_stop = True
+            batches = []
+        return batches, num_items
+
+    def _all_have(self, here: bool) -> bool:
+        """Whether `here` is true on all processes, asked without waiting for the accelerator."""
+        if self.args.world_size == 1:
+            return here
+        flag = torch.tensor(int(here))
+        dist.all_reduce(flag, op=dist.ReduceOp.MIN, group=self._host_group)
+        return bool(flag)
+
+    @cached_property
+    def _host_group(self) -> dist.ProcessGroup:
+        return dist.new_group(backend="gloo")
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weights with weight decay: all but norms, biases, positions and tokens."""
@@ -380,6 +405,25 @@ def _undecoded(dataset: Any, column: str) -> Any:
     feature = (getattr(dataset, "features", None) or {}).get(column)
     if isinstance(feature, datasets.Image) and feature.decode:
         return dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
+class _UndividedStream(IterableDataset):
+    """A stream that Accelerate divides among processes batch by batch: shards may hold unequal numbers of images."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.dataset)
+
+
+def _undivided(dataset: Any, num_processes: int) -> Any:
+    """The data set such that all processes have equally many batches of it."""
+    if isinstance(dataset, dict):
+        return {name: _undivided(part, num_processes) for name, part in dataset.items()}
+    if num_processes > 1 and isinstance(dataset, IterableDataset) and hasattr(dataset, "shard"):
+        return _UndividedStream(dataset)
     return dataset
 
 
