@@ -244,6 +244,14 @@ def ends(folder):
     return result
 
 
+def measured(folder):
+    """What an evaluation measures of whole images, seven of two classes."""
+    rng = np.random.default_rng(0)
+    rows = [{"image": rng.integers(0, 256, (30 + i, 40, 3), dtype=np.uint8), "label": i % 2} for i in range(7)]
+    metrics = make_trainer(folder, make_model(folder), train_dataset=rows[::-1], eval_dataset=rows).evaluate()
+    return {name: metrics[name] for name in ("eval_psnr", "eval_knn_accuracy")}
+
+
 def sharded(folder):
     """A step of a model that torch's FSDP2 shards as Accelerate does, beside the same step of the whole model."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -332,6 +340,7 @@ TASKS = {
     "draws": draws,
     "draws_of_workers": draws_of_workers,
     "ends": ends,
+    "measured": measured,
     "sharded": sharded,
     "sharded_trainer": lambda folder: three_steps(folder, fsdp=True, output_dir=str(Path(folder, "fsdp"))),
     "replicated_trainer": three_steps,

@@ -50,7 +50,7 @@ def launch(tiny_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def of_two(launch):
     """Results of all tasks on two processes."""
-    _, results = launch(2, *STEPS, "draws", "draws_of_workers", "ends")
+    _, results = launch(2, *STEPS, "draws", "draws_of_workers", "ends", "measured")
     return results
 
 
@@ -151,6 +151,11 @@ def test_processes_take_equally_many_steps_whatever_their_data(processes, reques
     assert first["one shard"] == first["unequal shards"] == {"steps": 5, "forwards": 5}
     assert "all processes must take equally many steps" in first["uneven batches"]
     assert first["unequal shards, accumulated"] == {"steps": 3, "forwards": 6}
+
+
+def test_processes_measure_whole_images_as_one_does(of_one, of_two):
+    expected = of_one("measured")
+    assert of_two["measured"] == [pytest.approx(expected, rel=1e-5)] * 2
 
 
 # FSDP2 ---------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,8 @@
 
 import json
 import re
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property, partial
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,10 @@ import torch
 import torch.distributed as dist
 from accelerate import DistributedType
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
-from transformers.utils import is_datasets_available
 
 from ..data import StellarViews
 from ..hub_stellar import write_model_card
@@ -32,6 +30,7 @@ from .callbacks import (
     TeacherCallback,
 )
 from .checkpoints import CheckpointTrainer
+from .data import check_column, check_not_empty, has_column, undecoded, undivided, with_uninterrupted_workers
 from .evaluation import FigureCallback, ImageEvaluation, WholeImages, default_processor
 from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
 from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
@@ -97,7 +96,7 @@ class StellarTrainer(CheckpointTrainer):
         if not isinstance(args, StellarTrainingArguments):
             raise ValueError(f"StellarTrainer takes StellarTrainingArguments, not {type(args).__name__}.")
         for dataset in (train_dataset, eval_dataset):
-            _check_not_empty(dataset)
+            check_not_empty(dataset)
         if data_collator is None:
             if base_model.config.reconstruction_target == "codes":
                 raise ValueError(
@@ -105,14 +104,14 @@ class StellarTrainer(CheckpointTrainer):
                     'give (as code_labels): pass one, or train a model with reconstruction_target="pixels".'
                 )
             for dataset in (train_dataset, eval_dataset):
-                _check_column(dataset, args.image_column)
+                check_column(dataset, args.image_column)
             data_collator = args.collator(args.views(base_model.config))
         super().__init__(
             model,
             args,
             data_collator=data_collator,
-            train_dataset=_undecoded(train_dataset, args.image_column),
-            eval_dataset=_undivided(_undecoded(eval_dataset, args.image_column), args.world_size),
+            train_dataset=undecoded(train_dataset, args.image_column),
+            eval_dataset=undivided(undecoded(eval_dataset, args.image_column), args.world_size),
             callbacks=callbacks,
             **kwargs,
         )
@@ -142,7 +141,7 @@ class StellarTrainer(CheckpointTrainer):
             num_neighbours=args.num_knn_images,
         )
         shown: Any = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else self.eval_dataset
-        if _has_column(shown, args.image_column) and FigureCallback.is_possible(base_model):
+        if has_column(shown, args.image_column) and FigureCallback.is_possible(base_model):
             self.add_callback(FigureCallback(shown, self._whole_images, self.callback_handler.callbacks))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(StellarProgressCallback())
@@ -188,11 +187,11 @@ class StellarTrainer(CheckpointTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, so that the step can be finished."""
-        return _with_uninterrupted_workers(super().get_train_dataloader())
+        return with_uninterrupted_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, too."""
-        return _with_uninterrupted_workers(super().get_eval_dataloader(eval_dataset))
+        return with_uninterrupted_workers(super().get_eval_dataloader(eval_dataset))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """As in `Trainer`; a stream ends for all processes before the first step for which one has too few batches."""
@@ -240,7 +239,7 @@ class StellarTrainer(CheckpointTrainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            if _has_column(dataloader.dataset, self._whole_images.image_column):
+            if has_column(dataloader.dataset, self._whole_images.image_column):
                 metrics = self._evaluation(self._base_model.eval(), dataloader.dataset, self._labelled_images())
                 results: Any = output.metrics
                 results.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
@@ -248,7 +247,7 @@ class StellarTrainer(CheckpointTrainer):
 
     def _labelled_images(self) -> Dataset | None:
         columns = (self._whole_images.image_column, self._whole_images.label_column)
-        return self.train_dataset if all(_has_column(self.train_dataset, column) for column in columns) else None
+        return self.train_dataset if all(has_column(self.train_dataset, column) for column in columns) else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in `Trainer`, with `layer_decay`; an optimizer that was given is left alone."""
@@ -373,68 +372,3 @@ def _without_adapters(model: Any) -> Any:
 
 def _as_list(values: str | list[str] | None) -> list[str]:
     return [values] if isinstance(values, str) else list(values or [])
-
-
-def _check_not_empty(dataset: Any) -> None:
-    if hasattr(dataset, "__len__") and len(dataset) == 0:
-        raise ValueError("The data set has no rows: at least one image is needed.")
-
-
-def _check_column(dataset: Any, column: str) -> None:
-    columns = getattr(dataset, "column_names", None)
-    if isinstance(columns, list) and column not in columns:
-        raise ValueError(f"The data set has no column {column!r}, only {columns}: name it with image_column.")
-
-
-def _has_column(dataset: Any, column: str) -> bool:
-    """Whether a map-style data set has rows with this column."""
-    if dataset is None or isinstance(dataset, IterableDataset):
-        return False
-    columns = getattr(dataset, "column_names", None) or dataset[0]
-    return isinstance(columns, list | Mapping) and column in columns
-
-
-def _undecoded(dataset: Any, column: str) -> Any:
-    """The data set with its images as files: the collator decodes them, and replaces those that are broken."""
-    if isinstance(dataset, dict):
-        return {name: _undecoded(part, column) for name, part in dataset.items()}
-    if not is_datasets_available():
-        return dataset
-    import datasets
-
-    feature = (getattr(dataset, "features", None) or {}).get(column)
-    if isinstance(feature, datasets.Image) and feature.decode:
-        return dataset.cast_column(column, datasets.Image(decode=False))
-    return dataset
-
-
-class _UndividedStream(IterableDataset):
-    """A stream that Accelerate divides among processes batch by batch: shards may hold unequal numbers of images."""
-
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.dataset)
-
-
-def _undivided(dataset: Any, num_processes: int) -> Any:
-    """The data set such that all processes have equally many batches of it."""
-    if isinstance(dataset, dict):
-        return {name: _undivided(part, num_processes) for name, part in dataset.items()}
-    if num_processes > 1 and isinstance(dataset, IterableDataset) and hasattr(dataset, "shard"):
-        return _UndividedStream(dataset)
-    return dataset
-
-
-def _with_uninterrupted_workers(dataloader: DataLoader) -> DataLoader:
-    """Ctrl-C and SIGTERM come to the workers as well, which would end without a word before the step is done."""
-    dataloader.worker_init_fn = partial(_init_worker, initialize=dataloader.worker_init_fn)
-    return dataloader
-
-
-def _init_worker(worker_id: int, initialize: Callable[[int], None] | None) -> None:
-    for number in GracefulInterruptCallback.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    if initialize is not None:
-        initialize(worker_id)

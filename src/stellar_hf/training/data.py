@@ -1,0 +1,80 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""What a training asks of its data sets, and how it reads them: undecoded, divided evenly, by patient workers."""
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
+from transformers.utils import is_datasets_available
+
+from .callbacks import GracefulInterruptCallback
+
+
+def check_not_empty(dataset: Any) -> None:
+    """`ValueError` for a data set without rows."""
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError("The data set has no rows: at least one image is needed.")
+
+
+def check_column(dataset: Any, column: str) -> None:
+    """`ValueError` for a data set whose columns are known and lack this one."""
+    columns = getattr(dataset, "column_names", None)
+    if isinstance(columns, list) and column not in columns:
+        raise ValueError(f"The data set has no column {column!r}, only {columns}: name it with image_column.")
+
+
+def has_column(dataset: Any, column: str) -> bool:
+    """Whether a map-style data set has rows with this column."""
+    if dataset is None or isinstance(dataset, IterableDataset):
+        return False
+    columns = getattr(dataset, "column_names", None) or dataset[0]
+    return isinstance(columns, list | Mapping) and column in columns
+
+
+def undecoded(dataset: Any, column: str) -> Any:
+    """The data set with its images as files: the collator decodes them, and replaces those that are broken."""
+    if isinstance(dataset, dict):
+        return {name: undecoded(part, column) for name, part in dataset.items()}
+    if not is_datasets_available():
+        return dataset
+    import datasets
+
+    feature = (getattr(dataset, "features", None) or {}).get(column)
+    if isinstance(feature, datasets.Image) and feature.decode:
+        return dataset.cast_column(column, datasets.Image(decode=False))
+    return dataset
+
+
+class _UndividedStream(IterableDataset):
+    """A stream that Accelerate divides among processes batch by batch: shards may hold unequal numbers of images."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.dataset)
+
+
+def undivided(dataset: Any, num_processes: int) -> Any:
+    """The data set such that all processes have equally many batches of it."""
+    if isinstance(dataset, dict):
+        return {name: undivided(part, num_processes) for name, part in dataset.items()}
+    if num_processes > 1 and isinstance(dataset, IterableDataset) and hasattr(dataset, "shard"):
+        return _UndividedStream(dataset)
+    return dataset
+
+
+def with_uninterrupted_workers(dataloader: DataLoader) -> DataLoader:
+    """Ctrl-C and SIGTERM come to the workers as well, which would end without a word before the step is done."""
+    dataloader.worker_init_fn = partial(_init_worker, initialize=dataloader.worker_init_fn)
+    return dataloader
+
+
+def _init_worker(worker_id: int, initialize: Callable[[int], None] | None) -> None:
+    for number in GracefulInterruptCallback.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if initialize is not None:
+        initialize(worker_id)
