@@ -182,7 +182,7 @@ class FigureCallback(TrainerCallback):
         if "wandb" in args.report_to:
             import wandb
 
-            wandb.log({"eval/reconstructions": wandb.Image(figure), "train/global_step": state.global_step})
+            wandb.log({"eval/reconstructions": wandb.Image(str(path)), "train/global_step": state.global_step})
 
     @torch.no_grad()
     def _draw(self, model: StellarForPreTraining):
