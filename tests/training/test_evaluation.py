@@ -125,3 +125,12 @@ def test_figures_are_saved_and_sent_to_tensorboard(make_trainer, tmp_path, monke
     events.Reload()
     assert [image.step for image in events.Images("eval/reconstructions")] == [1, 2]
     assert len(events.Scalars("eval/knn_accuracy")) == 2
+
+
+def test_figures_are_sent_to_weights_and_biases(make_trainer, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    make_trainer(eval_strategy="steps", eval_steps=1, report_to=["wandb"]).train()
+    wandb.finish()
+    assert len(list(tmp_path.rglob("media/images/eval/reconstructions_*.png"))) == 2
