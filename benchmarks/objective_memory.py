@@ -33,29 +33,34 @@ GRADIENT_TOLERANCE = 1e-4
 class PlainStellarForPreTraining(StellarForPreTraining):
     """The reference: `expected` of the targets is the assignment (rows, K) itself."""
 
-    def _targets(self, source, tokens, projections, cls_projections, temperature):
+    def _targets(self, source, tokens, projections, cls_projections, temperatures):
+        target_temperature, prediction_temperature = temperatures
         with torch.no_grad():
-            assignments = self._sinkhorn(source.clustering_head.logits(projections).flatten(0, 1), temperature)
-            cls_assignments = self._sinkhorn(source.cls_clustering_head.logits(cls_projections), temperature)
+            logits = source.clustering_head.logits(projections).flatten(0, 1)
+            assignments = self._sinkhorn(logits, target_temperature)
+            del logits
+            cls_logits = source.cls_clustering_head.logits(cls_projections)
+            cls_assignments = self._sinkhorn(cls_logits, target_temperature)
         return _Targets(
             tokens=tokens.detach(),
             expected=assignments.unflatten(0, tokens.shape[:2]),
             cls_expected=cls_assignments,
             prototype_entropy=tokens.new_zeros(()),
             slot_information=tokens.new_zeros(()),
+            prediction_temperature=prediction_temperature,
         )
 
     def _matched_expected(self, tokens, targets):
         # As the model's, but the targets are never repeated for all views: only the gathered ones exist.
         indices = torch.arange(targets.expected[..., 0].numel(), dtype=torch.float32).view(targets.expected.shape[:2])
         positions, matched_fraction = super()._matched_expected(
-            tokens, _Targets(targets.tokens, indices.unsqueeze(-1), *[None] * 3)
+            tokens, _Targets(targets.tokens, indices.unsqueeze(-1), *[None] * 4)
         )
         return targets.expected.flatten(0, 1)[positions.flatten().long()], matched_fraction
 
-    def _cross_entropy(self, head, projections, expected):
+    def _cross_entropy(self, head, projections, expected, temperature):
         logits = head.logits(projections).flatten(0, -2)
-        log_probabilities = (logits / self.config.prediction_temperature).log_softmax(dim=-1)
+        log_probabilities = (logits / temperature).log_softmax(dim=-1)
         del logits
         return -(expected.flatten(0, -2) * log_probabilities).sum(dim=-1).mean()
 
@@ -106,7 +111,7 @@ def make_step(
             inputs["local_pixel_values"],
             inputs["noise"],
             num_kept=None,
-            target_temperature=config.target_temperature,
+            temperatures=(config.target_temperature, config.prediction_temperature),
         )
         return torch.stack([terms[name] for name in LOSS_TERMS if name in terms]).sum()
 

@@ -729,6 +729,7 @@ class _Targets:
     cls_expected: torch.Tensor  # (B, dim)
     prototype_entropy: torch.Tensor  # ()
     slot_information: torch.Tensor  # ()
+    prediction_temperature: float  # of the predictions that are compared with them
 
 
 class StellarForPreTraining(StellarPreTrainedModel):
@@ -831,6 +832,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         return_loss: bool = True,
         num_kept: int | None = None,
         target_temperature: float | None = None,
+        prediction_temperature: float | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> StellarForPreTrainingOutput:
         """
@@ -852,6 +854,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
                 compiled model takes any after its second one, but would be compiled anew for each ratio.
             target_temperature (`float`, *optional*): Temperature of the Sinkhorn targets, > 0; by default
                 `config.target_temperature`.
+            prediction_temperature (`float`, *optional*): Temperature of the predictions, > 0; by default
+                `config.prediction_temperature`.
             **kwargs: As in [`StellarModel`].
 
         Returns:
@@ -862,9 +866,10 @@ class StellarForPreTraining(StellarPreTrainedModel):
                 patches or a temperature out of range, a loss with offloaded weights, or pixels that [`StellarModel`]
                 refuses.
         """
-        target_temperature = self.config.target_temperature if target_temperature is None else target_temperature
-        if target_temperature <= 0:
-            raise ValueError(f"target_temperature is {target_temperature}, but must be positive.")
+        temperatures = (
+            self._temperature("target_temperature", target_temperature),
+            self._temperature("prediction_temperature", prediction_temperature),
+        )
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
 
@@ -881,7 +886,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
                 local_pixel_values,
                 noise,
                 num_kept,
-                target_temperature,
+                temperatures,
             )
             loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
             terms["reconstruction_loss"] = self._reconstruction_weight * loss
@@ -897,6 +902,13 @@ class StellarForPreTraining(StellarPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _temperature(self, name: str, given: float | None) -> float:
+        if given is None:
+            return getattr(self.config, name)
+        if given <= 0:
+            raise ValueError(f"{name} is {given}, but must be positive.")
+        return given
 
     def _check_weights_are_in_memory(self, device: torch.device) -> None:
         # Offloaded weights are loaded for the forward of their module alone; the objective reads prototypes elsewhere.
@@ -933,19 +945,19 @@ class StellarForPreTraining(StellarPreTrainedModel):
         local_pixel_values: torch.Tensor | None,
         noise: torch.Tensor | None,
         num_kept: int | None,
-        target_temperature: float,
+        temperatures: tuple[float, float],
     ) -> dict[str, torch.Tensor]:
         """Every weighted term but the reconstruction, and the diagnostics of prototypes and matching."""
         config = self.config
         cls, _, tokens = self.stellar.split(last_hidden_state)
         projections, cls_projections = self.clustering_head(tokens), self.cls_clustering_head(cls)
         if self.teacher is None:
-            targets = self._targets(self, tokens, projections, cls_projections, target_temperature)
+            targets = self._targets(self, tokens, projections, cls_projections, temperatures)
             clean_expected = targets.expected
         else:
             # Without views, as in a mere evaluation, the teacher looks at the clean one.
             view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
-            targets = self._targets(self.teacher, *self._teacher_outputs(self.teacher, view), target_temperature)
+            targets = self._targets(self.teacher, *self._teacher_outputs(self.teacher, view), temperatures)
             clean_expected, _ = self._matched_expected(tokens, targets)
 
         diagnostics = {
@@ -959,14 +971,20 @@ class StellarForPreTraining(StellarPreTrainedModel):
             koleo = koleo + koleo_loss(masked_tokens)
             masked_projections = self.clustering_head(masked_tokens)
             masked_expected, diagnostics["matched_fraction"] = self._matched_expected(masked_tokens, targets)
-            masked = self._cross_entropy(self.clustering_head, masked_projections, masked_expected)
+            masked = self._cross_entropy(
+                self.clustering_head, masked_projections, masked_expected, targets.prediction_temperature
+            )
             cls_view = config.masked_weight * self._cls_view_loss(masked_cls, targets)
         if local_pixel_values is not None:
             local_cls = self.stellar.encode(local_pixel_values.flatten(0, 1))[:, 0]
             cls_view = cls_view + config.local_weight * self._cls_view_loss(local_cls, targets)
 
-        clustering = self._cross_entropy(self.clustering_head, projections, clean_expected)
-        cls_clustering = self._cross_entropy(self.cls_clustering_head, cls_projections, targets.cls_expected)
+        clustering = self._cross_entropy(
+            self.clustering_head, projections, clean_expected, targets.prediction_temperature
+        )
+        cls_clustering = self._cross_entropy(
+            self.cls_clustering_head, cls_projections, targets.cls_expected, targets.prediction_temperature
+        )
         return {
             "koleo_loss": config.koleo_weight * koleo,
             "clustering_loss": config.clustering_weight * clustering,
@@ -982,22 +1000,23 @@ class StellarForPreTraining(StellarPreTrainedModel):
         tokens: torch.Tensor,
         projections: torch.Tensor,
         cls_projections: torch.Tensor,
-        temperature: float,
+        temperatures: tuple[float, float],
     ) -> _Targets:
         """Sinkhorn targets from the heads of `source` (the model or its teacher), as mean prototypes of the model."""
-        config = self.config
+        target_temperature, prediction_temperature = temperatures
         with torch.no_grad():
             logits = source.clustering_head.logits(projections)  # (B, r, K)
             cls_logits = source.cls_clustering_head.logits(cls_projections)  # (B, K)
-            assignments = self._sinkhorn(logits.flatten(0, 1), temperature).view_as(logits)
-            cls_assignments = self._sinkhorn(cls_logits, temperature)
-            usage, slot_information = prototype_usage((logits / config.prediction_temperature).softmax(dim=-1))
+            assignments = self._sinkhorn(logits.flatten(0, 1), target_temperature).view_as(logits)
+            cls_assignments = self._sinkhorn(cls_logits, target_temperature)
+            usage, slot_information = prototype_usage((logits / prediction_temperature).softmax(dim=-1))
         return _Targets(
             tokens=tokens.detach(),
             expected=expected_prototypes(assignments, self.clustering_head.prototypes),
             cls_expected=expected_prototypes(cls_assignments, self.cls_clustering_head.prototypes),
             prototype_entropy=usage,
             slot_information=slot_information,
+            prediction_temperature=prediction_temperature,
         )
 
     @torch.no_grad()
@@ -1053,12 +1072,13 @@ class StellarForPreTraining(StellarPreTrainedModel):
     def _cls_view_loss(self, cls: torch.Tensor, targets: _Targets) -> torch.Tensor:
         """Cross entropy of the CLS (B * V, d) of V views of each image to the CLS target of the image."""
         expected = targets.cls_expected.repeat_interleave(cls.shape[0] // targets.cls_expected.shape[0], dim=0)
-        return self._cross_entropy(self.cls_clustering_head, self.cls_clustering_head(cls), expected)
+        projections = self.cls_clustering_head(cls)
+        return self._cross_entropy(self.cls_clustering_head, projections, expected, targets.prediction_temperature)
 
     def _cross_entropy(
-        self, head: StellarClusteringHead, projections: torch.Tensor, expected: torch.Tensor
+        self, head: StellarClusteringHead, projections: torch.Tensor, expected: torch.Tensor, temperature: float
     ) -> torch.Tensor:
-        return prototype_cross_entropy(projections, expected, head.prototypes, self.config.prediction_temperature)
+        return prototype_cross_entropy(projections, expected, head.prototypes, temperature)
 
 
 # Heads ---------------------------------------------------------------------------------------------------------------

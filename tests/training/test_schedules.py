@@ -69,7 +69,8 @@ def run(make_trainer, at_event):
         trainer.train(resume_from_checkpoint=resume_from_checkpoint)
         for step, num_kept, setting in zip(steps, kept, settings, strict=True):
             step["num_kept"] = num_kept
-            step["target_temperature"] = setting.get("target_temperature")
+            for name in ("target_temperature", "prediction_temperature"):
+                step[name] = setting.get(name)
         return trainer, steps
 
     return run
@@ -81,7 +82,7 @@ def run(make_trainer, at_event):
 def test_nothing_changes_by_default(run):
     _, steps = run()
     assert {step["num_kept"] for step in steps} == {6}  # of 16 at a ratio of 0.6
-    assert {step["target_temperature"] for step in steps} == {None}
+    assert {step[name] for step in steps for name in ("target_temperature", "prediction_temperature")} == {None}
     assert all(set(step["weight_decay"].values()) == {0.0, 0.04} for step in steps)
     assert all(len(set(step["rate"].values())) == 1 for step in steps)
 
@@ -110,11 +111,13 @@ def test_teacher_momentum_follows_a_cosine(run):
 
 
 @pytest.mark.parametrize("warmup", [4, 0.8])
-def test_mask_ratio_and_temperature_warm_up_linearly(run, warmup):
-    trainer, steps = run(target_temperature_start=0.02, mask_ratio_start=0.2, objective_warmup_steps=warmup)
-    temperatures = [step["target_temperature"] for step in steps]
-    assert temperatures[:4] == pytest.approx([0.02 + 0.04 * index / 4 for index in range(4)])
-    assert temperatures[4] is None
+def test_mask_ratio_and_temperatures_warm_up_linearly(run, warmup):
+    starts = {"target_temperature_start": 0.02, "prediction_temperature_start": 0.2, "mask_ratio_start": 0.2}
+    trainer, steps = run(**starts, objective_warmup_steps=warmup)
+    for name, start, end in (("target_temperature", 0.02, 0.06), ("prediction_temperature", 0.2, 0.12)):
+        temperatures = [step[name] for step in steps]
+        assert temperatures[:4] == pytest.approx([start + (end - start) * index / 4 for index in range(4)])
+        assert temperatures[4] is None
     ratios = [0.2 + 0.4 * index / 4 for index in range(5)]
     assert [step["num_kept"] for step in steps] == [int(16 * (1 - ratio)) for ratio in ratios]
     # What is saved is the model's own.
@@ -208,8 +211,9 @@ def objective(tiny_config):
 
 @pytest.mark.parametrize("focus", ["gaussian", "block", None])
 def test_settings_of_forward_stand_for_those_of_the_configuration(objective, focus):
-    given = objective({"mask_focus": focus}, num_kept=12, target_temperature=0.2)
-    configured = objective({"mask_focus": focus, "mask_ratio": 0.25, "target_temperature": 0.2})
+    temperatures = {"target_temperature": 0.2, "prediction_temperature": 0.3}
+    given = objective({"mask_focus": focus}, num_kept=12, **temperatures)
+    configured = objective({"mask_focus": focus, "mask_ratio": 0.25, **temperatures})
     assert given.loss == configured.loss
     default = objective({"mask_focus": focus})
     assert given.masked_loss != default.masked_loss and given.clustering_loss != default.clustering_loss
@@ -221,6 +225,7 @@ def test_settings_of_forward_stand_for_those_of_the_configuration(objective, foc
         ({"num_kept": 0}, r"num_kept is 0, but must be in \[1, 16\]"),
         ({"num_kept": 17}, r"num_kept is 17"),
         ({"target_temperature": 0.0}, r"target_temperature is 0\.0"),
+        ({"prediction_temperature": -1}, "prediction_temperature is -1"),
     ],
 )
 def test_impossible_settings_of_forward_are_refused(objective, arguments, message):
@@ -235,6 +240,7 @@ def test_impossible_settings_of_forward_are_refused(objective, arguments, messag
         ({"weight_decay_end": -0.1}, r"weight_decay_end is -0\.1"),
         ({"weight_decay": 0.0, "weight_decay_end": 0.1}, r"weight_decay is 0\.0: a schedule has to start"),
         ({"target_temperature_start": 0.0}, r"target_temperature_start is 0\.0, but must be a positive number"),
+        ({"prediction_temperature_start": -0.1}, r"prediction_temperature_start is -0\.1, but must be a positive"),
         ({"mask_ratio_start": 1.0}, r"mask_ratio_start is 1\.0, but must be in \[0, 1\)"),
         ({"objective_warmup_steps": -1}, "objective_warmup_steps is -1"),
         ({"freeze_prototypes_steps": -1}, "freeze_prototypes_steps is -1"),

@@ -27,9 +27,9 @@ class StellarTrainingArguments(TrainingArguments):
     - `teacher_momentum_end`: the momentum of the EMA teacher reaches it along half a cosine (BYOL, arXiv 2006.07733,
       and DINO, arXiv 2104.14294: 0.996 to 1).
     - `weight_decay_end`: the same for the weight decay (DINO: 0.04 to 0.4).
-    - `target_temperature_start`, `mask_ratio_start`: linear warm-up to the values of [`StellarConfig`] over
-      `objective_warmup_steps` (DINO's teacher temperature: 0.04 to 0.07 over 30 of 100 epochs; STELLAR from random
-      weights: mask ratio 0.6, then 0.8).
+    - `target_temperature_start`, `prediction_temperature_start`, `mask_ratio_start`: linear warm-up to the values of
+      [`StellarConfig`] over `objective_warmup_steps` (DINO's teacher temperature: 0.04 to 0.07 over 30 of 100 epochs;
+      STELLAR from random weights: mask ratio 0.6, then 0.8).
     - `freeze_prototypes_steps`: the prototypes of both heads are held still at first (SwAV, arXiv 2006.09882: 313 to
       5005 steps; DINO's last layer: the first epoch).
     - `layer_decay`: each layer of the encoder learns slower than the one above it by this factor (BEiT, arXiv
@@ -120,13 +120,17 @@ class StellarTrainingArguments(TrainingArguments):
             "help": "Temperature of the targets at the start of its warm-up to the model's (DINO: 0.04 to 0.07)."
         },
     )
+    prediction_temperature_start: float | None = field(
+        default=None,
+        metadata={"help": "Temperature of the predictions at the start of the same warm-up."},
+    )
     mask_ratio_start: float | None = field(
         default=None,
         metadata={"help": "Mask ratio at the start of its warm-up to the model's (paper: 0.6 before 0.8)."},
     )
     objective_warmup_steps: float = field(
         default=0.1,
-        metadata={"help": "Warm-up of target_temperature_start and mask_ratio_start: steps or, below 1, a share."},
+        metadata={"help": "Warm-up of both temperatures and of the mask ratio: steps or, below 1, a share."},
     )
     freeze_prototypes_steps: float = field(
         default=0.0,
@@ -142,9 +146,7 @@ class StellarTrainingArguments(TrainingArguments):
             # Every process reads its own shards of a stream. By default one process reads them for all.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
-        self._check_schedules()
-        if not 0 <= self.max_unreadable_share <= 1:
-            raise ValueError(f"max_unreadable_share is {self.max_unreadable_share}, but must be in [0, 1].")
+        self._check_ranges()
         if self.views_on not in ("accelerator", "cpu"):
             raise ValueError(f"views_on is {self.views_on!r}, but must be 'accelerator' or 'cpu'.")
         data_loading: Any = self.accelerator_config  # an AcceleratorConfig by now
@@ -160,7 +162,7 @@ class StellarTrainingArguments(TrainingArguments):
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False  # it speeds up copies to an accelerator; without one, torch warns
 
-    def _check_schedules(self) -> None:
+    def _check_ranges(self) -> None:
         def check(name: str, holds: Callable[[float], bool], allowed: str) -> None:
             value = getattr(self, name)
             if value is not None and not holds(value):
@@ -170,7 +172,9 @@ class StellarTrainingArguments(TrainingArguments):
             check(name, lambda value: 0 <= value <= 1, "in [0, 1]")
         for name in ("weight_decay_end", "objective_warmup_steps", "freeze_prototypes_steps"):
             check(name, lambda value: 0 <= value < math.inf, "a number of at least 0")
-        check("target_temperature_start", lambda value: 0 < value < math.inf, "a positive number")
+        for name in ("target_temperature_start", "prediction_temperature_start"):
+            check(name, lambda value: 0 < value < math.inf, "a positive number")
+        check("max_unreadable_share", lambda value: 0 <= value <= 1, "in [0, 1]")
         check("mask_ratio_start", lambda value: 0 <= value < 1, "in [0, 1)")
         check("layer_decay", lambda value: 0 < value <= 1, "in (0, 1]")
         if self.weight_decay_end is not None and self.weight_decay <= 0:

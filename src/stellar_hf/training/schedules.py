@@ -44,8 +44,10 @@ def objective_settings(
         return start + (end - start) * state.global_step / steps
 
     settings: dict[str, float] = {}
-    if args.target_temperature_start is not None:
-        settings["target_temperature"] = warmed_up(args.target_temperature_start, config.target_temperature)
+    for name in ("target_temperature", "prediction_temperature"):
+        start = getattr(args, f"{name}_start")
+        if start is not None:
+            settings[name] = warmed_up(start, getattr(config, name))
     if args.mask_ratio_start is not None and "global_pixel_values" in inputs:
         height, width = (side // config.patch_size for side in inputs["global_pixel_values"].shape[-2:])
         settings["num_kept"] = num_kept_patches(height * width, warmed_up(args.mask_ratio_start, config.mask_ratio))
