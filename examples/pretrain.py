@@ -148,15 +148,16 @@ def sentence(error: Exception) -> str:
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, StellarTrainingArguments]:
     parser = HfArgumentParser((ModelArguments, DataArguments, StellarTrainingArguments))
-    defaults, _ = parser.parse_known_args([])
-    if argv and argv[0].endswith((".yaml", ".yml", ".json")):
-        recipe, argv = read_recipe(argv[0], known=vars(defaults)), argv[1:]
-    else:
-        flags, _ = parser.parse_known_args(argv)
-        own_images = flags.train_dir or flags.dataset_name
-        recipe = {} if own_images else read_recipe(DEFAULT_RECIPE, known=vars(defaults))
-        if flags.model_name_or_path:
-            recipe.pop("model_config", None)
+    known = vars(parser.parse_known_args([])[0])
+    has_recipe = bool(argv) and argv[0].endswith((".yaml", ".yml", ".json"))
+    path, argv = (argv[0], argv[1:]) if has_recipe else (DEFAULT_RECIPE, argv)
+    flags, _ = parser.parse_known_args(argv)
+    own_images = flags.train_dir or flags.dataset_name
+    recipe = read_recipe(path, known) if has_recipe or not own_images else {}
+    if own_images:  # instead of the recipe's
+        recipe = {name: value for name, value in recipe.items() if name not in ("train_dir", "dataset_name")}
+    if flags.model_name_or_path and not has_recipe:
+        recipe.pop("model_config", None)
     config = ModelArguments(model_config=recipe.pop("model_config", None)).model_config
     model_args, data_args, training_args = parser.parse_args_into_dataclasses([*as_flags(recipe), *argv])
     model_args.model_config = {**config, **model_args.model_config}

@@ -248,6 +248,10 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(pretrain,
     assert model_args.model_config == {"image_size": 64, "num_sparse_tokens": 5}
     assert data_args.is_embedded
 
+    recipe.write_text("train_dir: a\nmax_steps: 7\n")
+    _, data_args, training_args = pretrain.parse_arguments([str(recipe), "--dataset_name=b"])
+    assert (data_args.train_dir, data_args.dataset_name, training_args.max_steps) == (None, "b", 7)
+
     (tmp_path / "recipe.json").write_text(json.dumps({"max_steps": 3, "model_config": {"image_size": 48}}))
     model_args, _, training_args = pretrain.parse_arguments([str(tmp_path / "recipe.json")])
     assert (training_args.max_steps, model_args.model_config) == (3, {"image_size": 48})
