@@ -84,6 +84,8 @@ def collate(examples):
 
 def main(folder: str, arguments: str) -> None:
     torch.set_num_threads(1)
+    # As in a process that was started from a shell: workers of a fork server would outlive a kill.
+    multiprocessing.set_start_method("fork", force=True)
     settings = {
         "output_dir": f"{folder}/run",
         "per_device_train_batch_size": 2,
@@ -118,4 +120,4 @@ def main(folder: str, arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*globals().get("ARGUMENTS", sys.argv[1:]))

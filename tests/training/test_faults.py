@@ -33,8 +33,10 @@ def start():
 
     def start(folder, fault=None, **settings):
         folder.mkdir(exist_ok=True)
-        arguments = [SCRIPT, str(folder), json.dumps({**settings, "fault": fault})]
-        process = context.Process(target=_run_script, args=(arguments,))
+        # Not a function of this module, which the process could not import wherever the tests are started from.
+        arguments = [str(folder), json.dumps({**settings, "fault": fault})]
+        script = {"run_name": "__main__", "init_globals": {"ARGUMENTS": arguments}}
+        process = context.Process(target=runpy.run_path, args=(SCRIPT,), kwargs=script)
         process.start()
         processes.append(process)
         return process
@@ -55,13 +57,6 @@ def train(start):
         return process.exitcode, (folder / "said_0.txt").read_text()
 
     return train
-
-
-def _run_script(arguments):
-    sys.argv = arguments
-    # As in a process that was started from a shell: workers of a fork server would outlive a kill.
-    multiprocessing.set_start_method("fork", force=True)
-    runpy.run_path(arguments[0], run_name="__main__")
 
 
 def launch(folder, fault=None, **settings):
