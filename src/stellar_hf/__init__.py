@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .modeling_stellar import StellarForPreTraining as StellarForPreTraining
     from .modeling_stellar import StellarForSemanticSegmentation as StellarForSemanticSegmentation
     from .modeling_stellar import StellarModel as StellarModel
+    from .pipelines import MaskGitVQModel as MaskGitVQModel
     from .training import StellarTrainer as StellarTrainer
     from .training import StellarTrainingArguments as StellarTrainingArguments
 
@@ -32,6 +33,7 @@ DEMO_MODEL = str(Path(__file__).parent / "demo")
 """Folder of a small model, pre-trained on the photo mosaics, that comes with this package; for `from_pretrained`."""
 
 _MODULE_OF_NAME = {
+    "MaskGitVQModel": ".pipelines",
     "StellarBackbone": ".modeling_stellar",
     "StellarConfig": ".configuration_stellar",
     "StellarForImageClassification": ".modeling_stellar",

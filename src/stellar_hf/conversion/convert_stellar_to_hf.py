@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -30,6 +29,7 @@ from torch import Tensor
 from ..configuration_stellar import StellarConfig
 from ..image_processing_pil_stellar import StellarImageProcessorPil
 from ..modeling_stellar import StellarForPreTraining
+from .checks import check_output, check_shapes, download, listed
 
 HUB_REPOSITORY = "microsoft/STELLAR"
 RELEASED_NAMES = ("stellar-b16", "stellar-l16", "stellar-h16", "stellar-b8", "stellar-b24")
@@ -127,14 +127,10 @@ def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted[new_key] = tensor[None] if key.endswith("sparse_tokens") else tensor
     if unknown:
         raise ValueError(
-            f"The checkpoint has {len(unknown)} keys that STELLAR does not have: {_listed(unknown)}. Remove them if "
+            f"The checkpoint has {len(unknown)} keys that STELLAR does not have: {listed(unknown)}. Remove them if "
             "they belong to something else."
         )
     return converted
-
-
-def _listed(keys: Sequence[str]) -> str:
-    return ", ".join(sorted(keys))
 
 
 # Sizes ---------------------------------------------------------------------------------------------------------------
@@ -158,7 +154,7 @@ def infer_config(state_dict: Mapping[str, Tensor], **overrides: Any) -> StellarC
         ValueError: If a tensor that tells a size is missing, or on an unknown field or an impossible value.
     """
     if unknown := set(overrides) - set(get_annotations(StellarConfig)):
-        raise ValueError(f"StellarConfig has no field {_listed(list(unknown))}: correct or remove it.")
+        raise ValueError(f"StellarConfig has no field {listed(unknown)}: correct or remove it.")
     fields = {**_inferred_sizes(state_dict), **overrides}
     fields.setdefault("num_attention_heads", _default_heads(fields["hidden_size"]))
     fields.setdefault("decoder_num_attention_heads", _default_heads(fields["decoder_hidden_size"]))
@@ -248,7 +244,7 @@ def convert_checkpoint(
     elif not any(key.startswith("teacher.") for key in weights):
         copied = (key for key in expected if key.startswith("teacher."))
         weights.update({key: weights[key.removeprefix("teacher.")] for key in copied})
-    _check_shapes(weights, expected)
+    check_shapes(weights, expected)
     model.load_state_dict(weights)
     return model.eval()
 
@@ -276,20 +272,6 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 def _without_prefix(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix(LIGHTNING_PREFIX): tensor for key, tensor in state_dict.items()}
-
-
-def _check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    if missing := expected.keys() - weights.keys():
-        raise ValueError(f"The checkpoint lacks weights for {len(missing)} keys: {_listed(list(missing))}.")
-    if surplus := weights.keys() - expected.keys():
-        raise ValueError(f"The configuration has no place for {len(surplus)} weights: {_listed(list(surplus))}.")
-    different = [
-        f"{key} is {tuple(tensor.shape)} instead of {tuple(expected[key].shape)}"
-        for key, tensor in weights.items()
-        if tensor.shape != expected[key].shape
-    ]
-    if different:
-        raise ValueError(f"Weights and configuration contradict each other: {_listed(different)}.")
 
 
 def image_processor_of(config: StellarConfig) -> StellarImageProcessorPil:
@@ -333,26 +315,14 @@ def _overrides(path: Path | None) -> dict[str, Any]:
     return overrides
 
 
-def _check_output(folder: Path) -> None:
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder: choose another --output.")
-
-
-def _download(name: str) -> Path:
-    file = f"{name}.safetensors"
-    try:
-        return Path(hf_hub_download(HUB_REPOSITORY, file))
-    except OSError as error:
-        raise OSError(
-            f"{file} of {HUB_REPOSITORY} cannot be downloaded ({type(error).__name__}): check the connection, or pass "
-            "a local copy as --checkpoint."
-        ) from error
-
-
 def _convert(arguments: argparse.Namespace) -> None:
-    _check_output(arguments.output)
+    check_output(arguments.output)
     overrides = _overrides(arguments.config)
-    checkpoint = _download(arguments.name) if arguments.checkpoint is None else arguments.checkpoint
+    checkpoint = (
+        download(HUB_REPOSITORY, f"{arguments.name}.safetensors")
+        if arguments.checkpoint is None
+        else arguments.checkpoint
+    )
     state_dict = _without_prefix(_read(checkpoint))
     model = convert_checkpoint(state_dict, overrides)
 
