@@ -3,6 +3,7 @@
 """Reference models, rebuilt from the names and shapes of their weights, and a tiny model of our own."""
 
 import json
+import math
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,18 @@ def golden_weight(name: str, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(weight.astype(np.float32))
 
 
+def golden_vq_weight(key: str, shape: list[int]) -> torch.Tensor:
+    """The weight that the reference tokenizer has under its released name."""
+    weight = np.random.default_rng(zlib.crc32(f"vq.{key}".encode())).standard_normal(shape) * 0.05
+    if len(shape) == 1 and key.endswith("weight"):
+        weight = 1 + weight
+    if key == "quantize.embedding.weight":
+        weight = weight * 20
+    if len(shape) == 4:
+        weight = weight * 20 / math.sqrt(math.prod(shape[1:]))
+    return torch.from_numpy(weight.astype(np.float32))
+
+
 @pytest.fixture(scope="session")
 def golden_tensors() -> Callable[[str], dict[str, torch.Tensor]]:
     """Reads a file of reference tensors."""
@@ -44,6 +57,12 @@ def golden_tensors() -> Callable[[str], dict[str, torch.Tensor]]:
 def golden_weights() -> Callable[[str], dict[str, torch.Tensor]]:
     """Builds the state dict of a reference model in the released layout."""
     return lambda case: {name: golden_weight(name, shape) for name, shape in CASES[case]["state_dict"].items()}
+
+
+@pytest.fixture(scope="session")
+def golden_vq_weights() -> dict[str, torch.Tensor]:
+    """The state dict of the reference tokenizer in the released layout."""
+    return {key: golden_vq_weight(key, shape) for key, shape in CASES["vq"]["state_dict"].items()}
 
 
 @pytest.fixture(scope="session")

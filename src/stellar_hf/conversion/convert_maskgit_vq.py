@@ -132,7 +132,7 @@ def convert_vq_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Mask
         checkpoint: The released file, a pickled state dict that is loaded as mere tensors, or the state dict.
 
     Returns:
-        The model in evaluation mode, in the dtype of its configuration's default, float32.
+        The model in evaluation mode, float32.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -318,11 +318,7 @@ def _overrides(path: Path | None) -> dict[str, Any]:
 def _convert(arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     overrides = _overrides(arguments.config)
-    checkpoint = (
-        download(HUB_REPOSITORY, f"{arguments.name}.safetensors")
-        if arguments.checkpoint is None
-        else arguments.checkpoint
-    )
+    checkpoint = arguments.checkpoint or download(HUB_REPOSITORY, f"{arguments.name}.safetensors")
     state_dict = _without_prefix(_read(checkpoint))
     model = convert_checkpoint(state_dict, overrides)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -238,7 +239,7 @@ def _map_tiles(
 # Model ---------------------------------------------------------------------------------------------------------------
 
 
-class MaskGitVQModel(ModelMixin, ConfigMixin):
+class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffusers' own bases differ in a type
     """
     MaskGIT-VQGAN: images as a grid of discrete codes, and back. Each level but the last halves the resolution, so
     that one code of the released model stands for 16x16 pixels.
@@ -258,9 +259,10 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):
         sample_size (`int`, defaults to 256): Side of the images of training; tiles have this side by default.
     """
 
+    config: Any  # Diffusers declares a dict, but its fields are read as attributes
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["MaskGitVQResnetBlock"]
-    _skip_layerwise_casting_patterns = ["quantize", "norm"]
+    _no_split_modules = ["MaskGitVQResnetBlock"]  # type: ignore[assignment]
+    _skip_layerwise_casting_patterns = ["quantize", "norm"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(
@@ -388,10 +390,10 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):
             ValueError: Unless exactly one of codes and latents is given, or if their shape, type, range or grid do
                 not fit.
         """
-        if (codes is None) == (latents is None):
-            raise ValueError("decode needs either codes or latents, and not both: pass one of them.")
-        if codes is not None:
+        if codes is not None and latents is None:
             latents = self._latents_of(codes, grid_size)
+        elif codes is not None or latents is None:
+            raise ValueError("decode needs either codes or latents, and not both: pass one of them.")
         self._check_latents(latents, grid_size)
         sample = self._slice_by_slice(self._decode, latents).clamp(0, 1)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
@@ -451,14 +453,18 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):
                 f"{count} codes do not fill "
                 + ("a square: pass grid_size=(h, w)." if grid_size is None else f"a grid of {height}x{width}.")
             )
+        self._check_range(codes)
+        # Contiguous as latents of `encode` are: another layout takes other kernels, and rounds otherwise.
+        return self.quantize.embedding(codes).unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous()
+
+    def _check_range(self, codes: Tensor) -> None:
         # Reading values would break the graph of a compiled or exported model.
-        if not torch.compiler.is_compiling() and codes.numel():
-            low, high = codes.aminmax()
-            if low < 0 or high >= self.config.num_vq_embeddings:
-                raise ValueError(
-                    f"codes reach from {low} to {high}, but must lie between 0 and {self.config.num_vq_embeddings - 1}."
-                )
-        return self.quantize.embedding(codes).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        if torch.compiler.is_compiling() or codes.numel() == 0:
+            return
+        low, high = codes.aminmax()
+        last = self.config.num_vq_embeddings - 1
+        if low < 0 or high > last:
+            raise ValueError(f"codes reach from {low} to {high}, but must lie between 0 and {last}.")
 
     def _check_images(self, images: Tensor) -> None:
         channels, factor = self.config.in_channels, self.downsample_factor
