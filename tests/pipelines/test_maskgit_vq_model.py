@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch.nn import functional as F
 
 from stellar_hf import MaskGitVQModel
@@ -155,11 +156,28 @@ def test_half_precision(tiny, tmp_path, dtype, tolerance):
 
 @torch.no_grad()
 def test_autocast_does_not_reach_the_choice_of_codes(tiny):
-    """Codes a thousandth apart round to the same value in bfloat16."""
-    tiny.quantize.embedding.weight.copy_(100 + torch.arange(12)[:, None] / 1000)
+    """Codes so close round to the same value in bfloat16."""
+    tiny.quantize.embedding.weight.copy_(1 + torch.arange(12)[:, None] / 500)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         codes = tiny.quantize(tiny.quantize.embedding.weight)
     assert codes.tolist() == list(range(12))
+
+
+@torch.no_grad()
+def test_offloaded_weights_give_the_same(tiny):
+    batch = images(1, 3, 16, 16)
+    encoded, sample = tiny.encode(batch), tiny(batch).sample
+    cpu_offload(tiny, execution_device=torch.device("cpu"))
+    assert tiny.quantize.embedding.weight.device.type == "meta"
+    assert torch.equal(tiny.encode(batch).codes, encoded.codes)
+    assert torch.equal(tiny.decode(encoded.codes).sample, sample)
+
+
+@torch.no_grad()
+def test_compiles_without_graph_breaks(tiny):
+    batch = images(1, 3, 16, 24)
+    compiled = torch.compile(tiny, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(batch).sample, tiny(batch).sample)
 
 
 def test_latents_are_differentiable(tiny):
@@ -280,8 +298,8 @@ def test_tiling_keeps_gradients(tiny):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"tile_sample_size": 18}, "tile_sample_size is 18, but must be a positive multiple of 4"),
-        ({"tile_sample_size": 0}, "tile_sample_size is 0"),
+        ({"tile_sample_min_size": 18}, "tile_sample_min_size is 18, but must be a positive multiple of 4"),
+        ({"tile_sample_min_size": 0}, "tile_sample_min_size is 0"),
         ({"tile_overlap_factor": 0.6}, "tile_overlap_factor is 0.6"),
         ({"tile_overlap_factor": -0.1}, "tile_overlap_factor is -0.1"),
     ],

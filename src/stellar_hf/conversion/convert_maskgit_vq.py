@@ -62,6 +62,8 @@ def _converted_module(side: str, module: str, num_levels: int) -> str | None:
     if side == "decoder" and (match := re.fullmatch(r"up\.(\d+)\.(?:block\.(\d+)\.(\w+)|upsample_conv)", module)):
         # Released levels count from the highest resolution; ours are in the order of the computation.
         level = num_levels - 1 - int(match[1])
+        if level < 0:
+            return None
         if match[2] is None:
             return f"upsamplers.{level}.conv"
         return _converted_block(f"up_blocks.{level}.resnets.{match[2]}", match[3])

@@ -286,7 +286,7 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
         )
         self.use_slicing = False
         self.use_tiling = False
-        self.tile_sample_size = sample_size
+        self.tile_sample_min_size = sample_size
         self.tile_overlap_factor = 0.25
 
     @property
@@ -304,9 +304,9 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
         """Encodes and decodes whole batches again."""
         self.use_slicing = False
 
-    def enable_tiling(self, tile_sample_size: int | None = None, tile_overlap_factor: float = 0.25) -> None:
+    def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float = 0.25) -> None:
         """
-        Encodes and decodes images with a side above `tile_sample_size` in overlapping tiles, which are blended: memory
+        Encodes and decodes images with a side above `tile_sample_min_size` in overlapping tiles, which are blended: memory
         for activations then does not grow with the image.
 
         The result differs from that of the whole image. Group normalization takes its statistics from a tile instead
@@ -314,22 +314,22 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
         at the borders of tiles, which blending hides. Images that fit into one tile come out as without tiling.
 
         Args:
-            tile_sample_size (`int`, *optional*): Side of a tile in pixels; by default `config.sample_size`.
+            tile_sample_min_size (`int`, *optional*): Side of a tile in pixels; by default `config.sample_size`.
             tile_overlap_factor (`float`, defaults to 0.25): Share of a tile that it has in common with the next one,
                 from 0 to 0.5.
 
         Raises:
             ValueError: If a tile is not a whole number of codes wide, or on an impossible overlap.
         """
-        size = self.config.sample_size if tile_sample_size is None else tile_sample_size
+        size = self.config.sample_size if tile_sample_min_size is None else tile_sample_min_size
         if size < 1 or size % self.downsample_factor:
             raise ValueError(
-                f"tile_sample_size is {size}, but must be a positive multiple of {self.downsample_factor}, the side "
+                f"tile_sample_min_size is {size}, but must be a positive multiple of {self.downsample_factor}, the side "
                 "of a code in pixels."
             )
         if not 0 <= tile_overlap_factor <= 0.5:
             raise ValueError(f"tile_overlap_factor is {tile_overlap_factor}, but must lie between 0 and 0.5.")
-        self.tile_sample_size = size
+        self.tile_sample_min_size = size
         self.tile_overlap_factor = tile_overlap_factor
         self.use_tiling = True
 
@@ -434,7 +434,7 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
     def _tile_by_tile(
         self, network: Callable[[Tensor], Tensor], inputs: Tensor, cell: int, output_cell: int, output_channels: int
     ) -> Tensor:
-        tile = self.tile_sample_size // self.downsample_factor
+        tile = self.tile_sample_min_size // self.downsample_factor
         if not self.use_tiling or max(inputs.shape[-2:]) <= tile * cell:
             return network(inputs)
         overlap = int(tile * self.tile_overlap_factor)
