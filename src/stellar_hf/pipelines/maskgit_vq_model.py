@@ -244,8 +244,8 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
     MaskGIT-VQGAN: images as a grid of discrete codes, and back. Each level but the last halves the resolution, so
     that one code of the released model stands for 16x16 pixels.
 
-    The model is meant to stay frozen: codes are chosen without a gradient, so that `forward` trains the decoder alone.
-    `decode` of latents and the latents of `encode` are differentiable.
+    The model is meant to stay frozen: codes are chosen without a gradient, so that none reaches the encoder through
+    `forward`. `decode` of latents and the latents of `encode` are differentiable.
 
     Args:
         in_channels (`int`, defaults to 3): Channels of the images that are encoded.
@@ -304,33 +304,35 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
         """Encodes and decodes whole batches again."""
         self.use_slicing = False
 
-    def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float = 0.25) -> None:
+    def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None) -> None:
         """
-        Encodes and decodes images with a side above `tile_sample_min_size` in overlapping tiles, which are blended: memory
-        for activations then does not grow with the image.
+        Encodes and decodes images with a side above `tile_sample_min_size` in overlapping tiles, which are blended:
+        memory for activations then does not grow with the image.
 
         The result differs from that of the whole image. Group normalization takes its statistics from a tile instead
-        of the image, which shifts colours and contrast a little and changes some codes, and convolutions see padding
-        at the borders of tiles, which blending hides. Images that fit into one tile come out as without tiling.
+        of the image, which shifts colours and contrast and changes codes, and convolutions see padding at the borders
+        of tiles, which blending hides. Images that fit into one tile come out as without tiling.
 
         Args:
-            tile_sample_min_size (`int`, *optional*): Side of a tile in pixels; by default `config.sample_size`.
-            tile_overlap_factor (`float`, defaults to 0.25): Share of a tile that it has in common with the next one,
-                from 0 to 0.5.
+            tile_sample_min_size (`int`, *optional*): Side of a tile in pixels; by default as it was, which is
+                `config.sample_size` at first.
+            tile_overlap_factor (`float`, *optional*): Share of a tile that it has in common with the next one, from 0
+                to 0.5; by default as it was, which is 0.25 at first.
 
         Raises:
             ValueError: If a tile is not a whole number of codes wide, or on an impossible overlap.
         """
-        size = self.config.sample_size if tile_sample_min_size is None else tile_sample_min_size
+        size = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
+        factor = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
         if size < 1 or size % self.downsample_factor:
             raise ValueError(
-                f"tile_sample_min_size is {size}, but must be a positive multiple of {self.downsample_factor}, the side "
-                "of a code in pixels."
+                f"tile_sample_min_size is {size}, but must be a positive multiple of {self.downsample_factor}, the "
+                "side of a code in pixels."
             )
-        if not 0 <= tile_overlap_factor <= 0.5:
-            raise ValueError(f"tile_overlap_factor is {tile_overlap_factor}, but must lie between 0 and 0.5.")
+        if not 0 <= factor <= 0.5:
+            raise ValueError(f"tile_overlap_factor is {factor}, but must lie between 0 and 0.5.")
         self.tile_sample_min_size = size
-        self.tile_overlap_factor = tile_overlap_factor
+        self.tile_overlap_factor = factor
         self.use_tiling = True
 
     def disable_tiling(self) -> None:
