@@ -35,6 +35,7 @@ from transformers.utils import logging
 
 import stellar_hf
 from stellar_hf import (
+    MaskGitVQModel,
     StellarConfig,
     StellarForPreTraining,
     StellarImageProcessorPil,
@@ -63,6 +64,13 @@ class ModelArguments:
     model_config: dict | str | None = field(
         default=None,
         metadata={"help": "Fields of StellarConfig, as JSON: '{\"num_sparse_tokens\": 8}'. Overrides a checkpoint's."},
+    )
+    vq_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Tokenizer whose codes are reconstructed instead of pixels, as in the paper: a folder that "
+            "stellar_hf.conversion.convert_maskgit_vq wrote."
+        },
     )
     overwrite_output_dir: bool = field(
         default=False,
@@ -199,6 +207,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         StellarForPreTraining.register_for_auto_class("AutoModelForPreTraining")
         StellarImageProcessorPil.register_for_auto_class()
     model = build_model(model_args)
+    vq_model = model_args.vq_model_name_or_path and MaskGitVQModel.from_pretrained(model_args.vq_model_name_or_path)
     processor = default_processor(model)
     images = open_images(data_args, model.config.image_size, training_args)
     trainer = StellarTrainer(
@@ -207,6 +216,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         train_dataset=images,
         eval_dataset=open_eval_images(data_args, model.config.image_size, training_args),
         processing_class=processor,
+        vq_model=vq_model,
     )
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
@@ -235,7 +245,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     if is_main_process:
         shown = trainer.train_dataset if evaluation is None else evaluation.data["scenes"]
         first_images = read_images(shown.take(8), training_args.image_column)
-        save_figure(model.eval(), processor, first_images, Path(training_args.output_dir, "reconstructions.png"))
+        save_figure(
+            model.eval(), vq_model, processor, first_images, Path(training_args.output_dir, "reconstructions.png")
+        )
     card = model_card_arguments(data_args)
     if training_args.push_to_hub:
         trainer.push_to_hub(**card)
@@ -280,10 +292,11 @@ def use_all_cores(args: StellarTrainingArguments) -> None:
 
 
 def build_model(args: ModelArguments) -> StellarForPreTraining:
+    target = "pixels" if args.vq_model_name_or_path is None else "codes"
+    fields = {"reconstruction_target": target, **args.model_config}
     if args.model_name_or_path is None:
-        model = StellarForPreTraining(StellarConfig(**{"reconstruction_target": "pixels", **args.model_config}))
+        model = StellarForPreTraining(StellarConfig(**fields))
     elif AutoConfig.from_pretrained(args.model_name_or_path).model_type != StellarConfig.model_type:
-        fields = {"reconstruction_target": "pixels", **args.model_config}
         model = StellarForPreTraining.from_vit_pretrained(args.model_name_or_path, **fields)
     else:
         try:
@@ -292,10 +305,10 @@ def build_model(args: ModelArguments) -> StellarForPreTraining:
             raise ValueError(
                 f"The weights of {args.model_name_or_path} do not fit model_config {args.model_config}."
             ) from error
-    if model.config.reconstruction_target != "pixels":
+    if model.config.reconstruction_target != target:
         raise ValueError(
-            'This script trains models with reconstruction_target="pixels"; "codes" need the codes of a tokenizer, '
-            "which StellarTrainer takes from a data_collator of your own."
+            f'The model has reconstruction_target="{model.config.reconstruction_target}": "codes" need the tokenizer '
+            "that makes them, vq_model_name_or_path, and pixels need none."
         )
     return model
 
@@ -378,13 +391,21 @@ def read_images(rows: datasets.Dataset | datasets.IterableDataset, image_column:
 
 @torch.no_grad()
 def save_figure(
-    model: StellarForPreTraining, processor: StellarImageProcessorPil, images: list[torch.Tensor], path: Path
+    model: StellarForPreTraining,
+    vq_model: MaskGitVQModel | None,
+    processor: StellarImageProcessorPil,
+    images: list[torch.Tensor],
+    path: Path,
 ) -> None:
     pixel_values = processor(images, return_tensors="pt")["pixel_values"].to(model.device)
     output = model(pixel_values, return_loss=False)
-    height, width = output.reconstruction.shape[-2:]
+    height, width = (side * model.config.patch_size for side in output.grid_size)
+    reconstruction = output.reconstruction
+    if vq_model is not None:
+        decoded = vq_model.decode(reconstruction.argmax(dim=-1), grid_size=output.grid_size).sample
+        reconstruction = torch.nn.functional.interpolate(decoded, size=(height, width), mode="area")
     figure = plot_reconstructions(
-        model.denormalize(pixel_values)[..., :height, :width], output.reconstruction, output.localization
+        model.denormalize(pixel_values)[..., :height, :width], reconstruction, output.localization
     )
     figure.savefig(path, dpi=150)
     print(f"Images, reconstructions and token maps: {path}")

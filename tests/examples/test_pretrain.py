@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, ViTConfig, ViTModel
 
 import stellar_hf  # noqa: F401 - makes the Auto classes know the model
+from stellar_hf import MaskGitVQModel
 from stellar_hf.data import load_images
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
@@ -232,6 +233,17 @@ def test_training_starts_from_the_encoder_of_a_vit(run_script, own_images, tmp_p
     assert model.config.num_sparse_tokens == 3
 
 
+def test_codes_of_a_tokenizer_are_reconstructed(run_script, own_images, tmp_path):
+    sizes = {"block_out_channels": (8, 8, 8, 8, 16), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
+    MaskGitVQModel(**sizes, num_vq_embeddings=16).save_pretrained(tmp_path / "vq")
+    config = json.dumps({**TINY_MODEL, "codebook_size": 16})
+    arguments = [*own_images, f"--model_config={config}", f"--vq_model_name_or_path={tmp_path / 'vq'}"]
+    run_script(*arguments, "--max_steps=2", f"--output_dir={tmp_path / 'out'}")
+    assert (tmp_path / "out" / "reconstructions.png").is_file()
+    model = AutoModelForPreTraining.from_pretrained(tmp_path / "out")
+    assert model.config.reconstruction_target == "codes" and model.decoder.head.out_features == 16
+
+
 # Recipes -------------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +290,11 @@ def test_default_recipe_is_for_the_embedded_images_alone(pretrain, photos):
         (['--model_config={"num_heads": 4}'], ["num_heads"]),
         (['--model_config={"num_attention_heads": 4'], ["not JSON", '{"num_attention_heads": 4']),
         (["--model_config=[4]"], ["[4]", "names with values"]),
-        (['--model_config={"reconstruction_target": "codes"}'], ['reconstruction_target="pixels"', "tokenizer"]),
+        (['--model_config={"reconstruction_target": "codes"}'], ['="codes"', "vq_model_name_or_path"]),
+        (
+            ["--vq_model_name_or_path=/no/such/model", '--model_config={"reconstruction_target": "codes"}'],
+            ["/no/such"],
+        ),
         (["--model_name_or_path=/no/such/model"], ["/no/such/model"]),
         (["--train_dir=/no/such/folder"], ["/no/such/folder", "does not exist"]),
         (["--streaming"], ["streaming is for shards"]),

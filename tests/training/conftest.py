@@ -16,7 +16,15 @@ IMAGES = [{"image": image} for image in np.random.default_rng(0).integers(0, 256
 def make_trainer(tiny_config, tmp_path):
     """Builds a trainer of a tiny model for 3 steps of 2 images; `config` and arguments can be overridden."""
 
-    def make(config=None, callbacks=None, train_dataset=IMAGES, data_collator=None, eval_dataset=None, **arguments):
+    def make(
+        config=None,
+        callbacks=None,
+        train_dataset=IMAGES,
+        data_collator=None,
+        eval_dataset=None,
+        vq_model=None,
+        **arguments,
+    ):
         torch.manual_seed(0)
         defaults = {
             "output_dir": str(tmp_path / "run"),
@@ -39,6 +47,7 @@ def make_trainer(tiny_config, tmp_path):
             eval_dataset=eval_dataset,
             data_collator=data_collator,
             callbacks=callbacks,
+            vq_model=vq_model,
         )
 
     return make

@@ -30,6 +30,7 @@ from .callbacks import (
     TeacherCallback,
 )
 from .checkpoints import CheckpointTrainer
+from .codes import code_labels
 from .data import check_column, check_not_empty, has_column, undecoded, undivided, with_uninterrupted_workers
 from .evaluation import FigureCallback, ImageEvaluation, WholeImages, default_processor
 from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
@@ -38,6 +39,8 @@ from .unreadable import UnreadableImages
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from ..pipelines import MaskGitVQModel
 
 DIAGNOSTICS = (
     "prototype_entropy",
@@ -61,8 +64,9 @@ class StellarTrainer(CheckpointTrainer):
         model: The model to pre-train, with or without adapters of PEFT.
         args: Training arguments, with the settings of the views.
         data_collator: Turns examples into the inputs of `forward`, or into `images` and `image_sizes` as
-            [`StellarCollator`] does, of which the trainer makes views; by default that one, as `args` say. It makes
-            no codes, so a model with `reconstruction_target="codes"` needs another one.
+            [`StellarCollator`] does, of which the trainer makes views; by default that one, as `args` say.
+        vq_model: The frozen tokenizer whose codes a model with `reconstruction_target="codes"` reconstructs. Such a
+            model needs it, unless a data collator gives `code_labels`.
         train_dataset: Images, in the column `args.image_column`.
         eval_dataset: Images for the objective's value (`eval_loss`), with the same random draws every time. If it is
             map-style, whole images give the PSNR of their reconstruction (`eval_psnr`), a figure, and, where it and
@@ -73,7 +77,7 @@ class StellarTrainer(CheckpointTrainer):
     Raises:
         ValueError: If the model or the arguments are of another class, the teacher has other adapters than the
             student, the data set lacks the image column or has no rows, the views are impossible, or a model that
-            reconstructs codes has no data collator.
+            reconstructs codes has neither a tokenizer nor a data collator.
     """
 
     # More than the base class knows, as __init__ checks.
@@ -88,6 +92,7 @@ class StellarTrainer(CheckpointTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        vq_model: "MaskGitVQModel | None" = None,
         **kwargs,
     ):
         base_model = _without_adapters(model)
@@ -98,10 +103,10 @@ class StellarTrainer(CheckpointTrainer):
         for dataset in (train_dataset, eval_dataset):
             check_not_empty(dataset)
         if data_collator is None:
-            if base_model.config.reconstruction_target == "codes":
+            if base_model.config.reconstruction_target == "codes" and vq_model is None:
                 raise ValueError(
-                    "The model reconstructs the codes of a tokenizer, which only a data_collator of your own can "
-                    'give (as code_labels): pass one, or train a model with reconstruction_target="pixels".'
+                    "The model reconstructs the codes of a tokenizer: pass vq_model, or a data_collator of your own "
+                    'that gives code_labels, or train a model with reconstruction_target="pixels".'
                 )
             for dataset in (train_dataset, eval_dataset):
                 check_column(dataset, args.image_column)
@@ -115,6 +120,9 @@ class StellarTrainer(CheckpointTrainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self._vq_model = vq_model
+        if vq_model is not None:
+            vq_model.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self._unreadable = UnreadableImages(args.max_unreadable_share)
         self._interrupt = GracefulInterruptCallback()
         self.add_callback(self._interrupt)
@@ -281,6 +289,9 @@ class StellarTrainer(CheckpointTrainer):
         self._unreadable.count(unreadable, num_images=len(next(iter(inputs.values()))))
         if "images" in inputs:
             inputs.update(self._views(inputs.pop("images"), inputs.pop("image_sizes", None)))
+        if self._vq_model is not None and "code_labels" not in inputs:
+            clean_view = self._base_model.denormalize(inputs["pixel_values"])
+            inputs["code_labels"] = code_labels(self._vq_model, clean_view, self._base_model.config.patch_size)
         return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
