@@ -75,7 +75,7 @@ class StellarPipeline(DiffusionPipeline):
     model: StellarForImageReconstruction
     vq_model: Any
 
-    model_cpu_offload_seq = "model->vq_model"
+    model_cpu_offload_seq = "model->vq_model"  # type: ignore[assignment]
     _optional_components = ["vq_model"]
 
     def __init__(
@@ -170,7 +170,7 @@ class StellarPipeline(DiffusionPipeline):
         latents = self._decode(sparse_tokens, localization, grid_size)
         if self.model.config.reconstruction_target == "codes":
             latents = sample_codes(latents, temperature, top_k, generator)
-        result = latents if output_type == "latent" else self._images(latents, grid_size, sizes, output_type)
+        result: Any = latents if output_type == "latent" else self._images(latents, grid_size, sizes, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
