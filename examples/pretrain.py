@@ -36,6 +36,7 @@ from transformers.utils import logging
 import stellar_hf
 from stellar_hf import (
     StellarConfig,
+    StellarForImageReconstruction,
     StellarForPreTraining,
     StellarImageProcessorPil,
     StellarTrainer,
@@ -242,7 +243,10 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     else:
         trainer.create_model_card(**card)
     if is_main_process:
-        print(how_to_load(training_args.output_dir))
+        has_pixels = model.config.reconstruction_target == "pixels"  # codes need a decoder that is not trained here
+        if has_pixels:
+            save_pipeline(training_args.output_dir, processor)
+        print(how_to_load(training_args.output_dir, has_pixels))
 
 
 def train(trainer: StellarTrainer, checkpoint: str | None) -> None:
@@ -406,13 +410,29 @@ def describe(model: StellarForPreTraining, num_images: str) -> str:
     )
 
 
-def how_to_load(folder: str) -> str:
-    return (
+def save_pipeline(folder: str, processor: StellarImageProcessorPil) -> None:
+    model = StellarForImageReconstruction.from_pretrained(folder)
+    # By its package, which imports Diffusers now and not when the training starts.
+    pipe = stellar_hf.StellarPipeline(image_processor=processor, model=model)
+    pipe.save_pretrained(Path(folder, "pipeline"))
+
+
+def how_to_load(folder: str, has_pipeline: bool) -> str:
+    text = (
         f"Model and image processor: {folder}\n\n"
         "    import stellar_hf\n"
         "    from transformers import AutoImageProcessor, AutoModel\n\n"
         f'    model = AutoModel.from_pretrained("{folder}")\n'
         f'    processor = AutoImageProcessor.from_pretrained("{folder}")\n'
+    )
+    if not has_pipeline:
+        return text
+    pipeline = Path(folder, "pipeline")
+    return (
+        f"{text}\nFrom images to tokens and back: {pipeline}\n\n"
+        f'    pipe = stellar_hf.StellarPipeline.from_pretrained("{pipeline}")\n'
+        "    tokens, localization = pipe.encode(image)\n"
+        "    pipe(sparse_tokens=tokens, localization=localization).images\n"
     )
 
 

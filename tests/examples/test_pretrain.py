@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, ViTConfig, ViTModel
 
-import stellar_hf  # noqa: F401 - makes the Auto classes know the model
+import stellar_hf
 from stellar_hf.data import load_images
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
@@ -161,6 +161,18 @@ def test_auto_classes_load_the_folder_as_the_output_says(main_job, load_processo
     assert AutoModel.from_pretrained(folder)(**inputs).sparse_tokens.shape[:2] == (1, 8)
     output = AutoModelForPreTraining.from_pretrained(folder)(**inputs, return_loss=False)
     assert output.reconstruction.shape == (1, 3, 32, 32)
+
+
+def test_main_job_writes_a_pipeline_that_reconstructs_as_the_model_does(main_job):
+    process, folder = main_job
+    assert f'StellarPipeline.from_pretrained("{folder / "pipeline"}")' in process.stdout
+    pipe = stellar_hf.StellarPipeline.from_pretrained(folder / "pipeline")
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    inputs = pipe.image_processor(image, return_tensors="pt")
+    model = AutoModelForPreTraining.from_pretrained(folder)
+    with torch.no_grad():
+        expected = model(**inputs, return_loss=False).reconstruction
+    torch.testing.assert_close(pipe(image=image, output_type="latent").images, expected, rtol=0, atol=1e-5)
 
 
 # Images of one's own -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
@@ -22,15 +23,17 @@ from stellar_hf.pipelines.pipeline_stellar import sample_codes
 SIZES = [(48, 70), (30, 30), (101, 33)]  # height, width: none a multiple of the demo model's patches
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    pipe = StellarPipeline(
+def demo_pipeline() -> StellarPipeline:
+    return StellarPipeline(
         image_processor=StellarImageProcessorPil.from_pretrained(stellar_hf.DEMO_MODEL),
         model=StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL),
         vq_model=None,
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return demo_pipeline()
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +157,15 @@ def test_saved_pipeline_makes_the_same_images(pipe, images, tmp_path):
     )
 
 
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"max_shard_size": "2MB"}])
+def test_variants_and_shards(pipe, images, tmp_path, options):
+    pipe.save_pretrained(tmp_path, **options)
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+    loaded = StellarPipeline.from_pretrained(tmp_path, variant=options.get("variant"))
+    expected = pipe(image=images[0], output_type="latent").images
+    torch.testing.assert_close(loaded(image=images[0], output_type="latent").images, expected, rtol=0, atol=1e-5)
+
+
 def test_plain_diffusion_pipeline_loads_through_the_saved_file(pipe, images, tmp_path):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
@@ -198,6 +210,24 @@ def test_half_precision(pipe, images, tmp_path, dtype):
     # Tokens that were edited in float32 are decoded, too.
     loaded(sparse_tokens=tokens.float(), localization=localization.float())
     assert loaded.to(torch.float32).dtype == torch.float32
+
+
+def test_hooks_of_the_model_run_before_its_weights_are_used(images):
+    """As those do that bring an offloaded model to its device, also where it is not called by `forward`."""
+
+    class Hook(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    pipe, hook = demo_pipeline(), Hook()
+    add_hook_to_module(pipe.model, hook)
+    tokens, localization = pipe.encode(images[0])
+    assert hook.calls == 1
+    pipe(sparse_tokens=tokens, localization=localization)
+    assert hook.calls == 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="offloads to and from an accelerator")
