@@ -37,6 +37,7 @@ import stellar_hf
 from stellar_hf import (
     MaskGitVQModel,
     StellarConfig,
+    StellarForImageReconstruction,
     StellarForPreTraining,
     StellarImageProcessorPil,
     StellarTrainer,
@@ -254,6 +255,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     else:
         trainer.create_model_card(**card)
     if is_main_process:
+        save_pipeline(training_args.output_dir, processor, vq_model)
         print(how_to_load(training_args.output_dir))
 
 
@@ -427,13 +429,25 @@ def describe(model: StellarForPreTraining, num_images: str) -> str:
     )
 
 
+def save_pipeline(folder: str, processor: StellarImageProcessorPil, vq_model: MaskGitVQModel | None) -> None:
+    model = StellarForImageReconstruction.from_pretrained(folder)
+    # By its package, which imports Diffusers now and not when the training starts.
+    pipe = stellar_hf.StellarPipeline(image_processor=processor, model=model, vq_model=vq_model)
+    pipe.save_pretrained(Path(folder, "pipeline"))
+
+
 def how_to_load(folder: str) -> str:
+    pipeline = Path(folder, "pipeline")
     return (
         f"Model and image processor: {folder}\n\n"
         "    import stellar_hf\n"
         "    from transformers import AutoImageProcessor, AutoModel\n\n"
         f'    model = AutoModel.from_pretrained("{folder}")\n'
         f'    processor = AutoImageProcessor.from_pretrained("{folder}")\n'
+        f"\nFrom images to tokens and back: {pipeline}\n\n"
+        f'    pipe = stellar_hf.StellarPipeline.from_pretrained("{pipeline}")\n'
+        "    tokens, localization = pipe.encode(image)\n"
+        "    pipe(sparse_tokens=tokens, localization=localization).images\n"
     )
 
 

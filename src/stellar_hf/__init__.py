@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .modeling_stellar import StellarForSemanticSegmentation as StellarForSemanticSegmentation
     from .modeling_stellar import StellarModel as StellarModel
     from .pipelines import MaskGitVQModel as MaskGitVQModel
+    from .pipelines import StellarPipeline as StellarPipeline
     from .training import StellarTrainer as StellarTrainer
     from .training import StellarTrainingArguments as StellarTrainingArguments
 
@@ -43,6 +44,7 @@ _MODULE_OF_NAME = {
     "StellarImageProcessor": ".image_processing_stellar",
     "StellarImageProcessorPil": ".image_processing_pil_stellar",
     "StellarModel": ".modeling_stellar",
+    "StellarPipeline": ".pipelines",
     "StellarTrainer": ".training",
     "StellarTrainingArguments": ".training",
 }

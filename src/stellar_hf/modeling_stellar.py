@@ -514,7 +514,13 @@ class StellarPreTrainedModel(PreTrainedModel):
             init.normal_(module.prototypes)
 
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        variant: str | None = None,
+        **kwargs,
     ) -> None:
         """
         As in `PreTrainedModel`. A class on which `register_for_auto_class` was called saves its code, too, and every
@@ -523,6 +529,8 @@ class StellarPreTrainedModel(PreTrainedModel):
         With `push_to_hub=True`, what was written is pushed as by [`~StellarPreTrainedModel.push_to_hub`], whose
         arguments are taken, too; `repo_id` is the folder's name by default.
         """
+        # Named in the signature, where a pipeline of Diffusers looks for what it may pass on.
+        kwargs |= {"max_shard_size": max_shard_size, "variant": variant}
         if self.is_remote_code():
             self.config.auto_map = dict(AUTO_MAP)
         elif hasattr(self.config, "auto_map"):

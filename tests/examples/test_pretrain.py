@@ -164,6 +164,18 @@ def test_auto_classes_load_the_folder_as_the_output_says(main_job, load_processo
     assert output.reconstruction.shape == (1, 3, 32, 32)
 
 
+def test_main_job_writes_a_pipeline_that_reconstructs_as_the_model_does(main_job):
+    process, folder = main_job
+    assert f'StellarPipeline.from_pretrained("{folder / "pipeline"}")' in process.stdout
+    pipe = stellar_hf.StellarPipeline.from_pretrained(folder / "pipeline")
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    inputs = pipe.image_processor(image, return_tensors="pt")
+    model = AutoModelForPreTraining.from_pretrained(folder)
+    with torch.no_grad():
+        expected = model(**inputs, return_loss=False).reconstruction
+    torch.testing.assert_close(pipe(image=image, output_type="latent").images, expected, rtol=0, atol=1e-5)
+
+
 # Images of one's own -------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +254,8 @@ def test_codes_of_a_tokenizer_are_reconstructed(run_script, own_images, tmp_path
     assert (tmp_path / "out" / "reconstructions.png").is_file()
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "out")
     assert model.config.reconstruction_target == "codes" and model.decoder.head.out_features == 16
+    pipe = stellar_hf.StellarPipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    assert pipe(image=Image.new("RGB", (50, 40))).images[0].size == (50, 40)
 
 
 # Recipes -------------------------------------------------------------------------------------------------------------

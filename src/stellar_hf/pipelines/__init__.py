@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .maskgit_vq_model import MaskGitVQEncoderOutput, MaskGitVQModel
+    from .pipeline_stellar import StellarPipeline
 
-__all__ = [
-    "MaskGitVQEncoderOutput",
-    "MaskGitVQModel",
-]
+__all__ = ["MaskGitVQEncoderOutput", "MaskGitVQModel", "StellarPipeline"]
 
 _MODULES = {
     "MaskGitVQEncoderOutput": "maskgit_vq_model",
     "MaskGitVQModel": "maskgit_vq_model",
+    "StellarPipeline": "pipeline_stellar",
 }
 
 
