@@ -208,6 +208,28 @@ def test_converted_folder_loads_through_the_auto_classes(
     assert model(**inputs).grid_size == (6, 6)
 
 
+def test_pipeline_with_the_tokenizer(tmp_path, golden_weights, golden_overrides, golden_vq_weights, golden_tensors):
+    save_file(golden_weights("vq_codes"), tmp_path / "released.safetensors")
+    torch.save(golden_vq_weights, tmp_path / "vq.bin")
+    (tmp_path / "overrides.json").write_text(json.dumps(golden_overrides("vq_codes")))
+    paths = {
+        "checkpoint": "released.safetensors",
+        "config": "overrides.json",
+        "vq_checkpoint": "vq.bin",
+        "output": "a",
+    }
+    files = [f"--{name}={tmp_path / path}" for name, path in paths.items()]
+    main([*files, f"--output={tmp_path / 'a'}", "--pipeline"])
+
+    pipe = stellar_hf.StellarPipeline.from_pretrained(tmp_path / "a-pipeline")
+    golden = golden_tensors("vq_codes")
+    images = golden["image"].clamp(0, 1)
+    codes = pipe(image=images, output_type="latent").images
+    decoded = pipe(image=images, output_type="pt").images
+    assert codes.shape == golden["codes"].flatten(1).shape and decoded.shape == images.shape
+    torch.testing.assert_close(decoded, pipe.vq_model.decode(codes, grid_size=(6, 6)).sample, rtol=0, atol=1e-5)
+
+
 def test_lightning_checkpoint_equals_released_file(tmp_path, golden_weights, checkpoint_file):
     path = tmp_path / "last.ckpt"
     weights = {f"model.{key}": tensor for key, tensor in golden_weights("teacher").items()}

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..configuration_stellar import StellarConfig
 from ..image_processing_pil_stellar import StellarImageProcessorPil
-from ..modeling_stellar import StellarForPreTraining
+from ..modeling_stellar import StellarForImageReconstruction, StellarForPreTraining
 from .checks import check_output, check_shapes, download, listed
 
 HUB_REPOSITORY = "microsoft/STELLAR"
@@ -298,6 +298,12 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--checkpoint", type=Path, help="a .safetensors or Lightning .ckpt file instead")
     parser.add_argument("--config", type=Path, help="JSON file of StellarConfig fields that shapes do not tell")
     parser.add_argument("--output", type=Path, required=True, help="new or empty folder")
+    parser.add_argument(
+        "--pipeline",
+        action="store_true",
+        help="also write OUTPUT-pipeline for StellarPipeline.from_pretrained, with the tokenizer of codes",
+    )
+    parser.add_argument("--vq_checkpoint", type=Path, help="a local copy of the tokenizer instead of the Hub's")
     return parser
 
 
@@ -316,7 +322,9 @@ def _overrides(path: Path | None) -> dict[str, Any]:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    check_output(arguments.output)
+    pipeline_folder = arguments.output.with_name(f"{arguments.output.name}-pipeline")
+    for folder in (arguments.output, *([pipeline_folder] if arguments.pipeline else [])):
+        check_output(folder)
     overrides = _overrides(arguments.config)
     checkpoint = arguments.checkpoint or download(HUB_REPOSITORY, f"{arguments.name}.safetensors")
     state_dict = _without_prefix(_read(checkpoint))
@@ -325,6 +333,25 @@ def _convert(arguments: argparse.Namespace) -> None:
     model.save_pretrained(arguments.output)
     image_processor_of(model.config).save_pretrained(arguments.output)
     _print_summary(arguments.output, model, state_dict)
+    if arguments.pipeline:
+        _write_pipeline(pipeline_folder, arguments.output, arguments.vq_checkpoint)
+
+
+def _write_pipeline(folder: Path, model_folder: Path, vq_checkpoint: Path | None) -> None:
+    # Diffusers takes seconds to import, which the conversion alone does not need.
+    from ..pipelines import StellarPipeline
+    from .convert_maskgit_vq import HUB_REPOSITORY, RELEASED_FILE, convert_vq_checkpoint
+
+    model = StellarForImageReconstruction.from_pretrained(model_folder)
+    vq_model = None
+    if model.config.reconstruction_target == "codes":
+        vq_model = convert_vq_checkpoint(vq_checkpoint or download(HUB_REPOSITORY, RELEASED_FILE))
+    pipe = StellarPipeline(image_processor=image_processor_of(model.config), model=model, vq_model=vq_model)
+    pipe.save_pretrained(folder)
+    print(
+        f"Wrote {folder}. Load it with: from stellar_hf import StellarPipeline; "
+        f"pipe = StellarPipeline.from_pretrained({str(folder)!r})"
+    )
 
 
 def _print_summary(output: Path, model: StellarForPreTraining, state_dict: Mapping[str, Tensor]) -> None:
