@@ -212,12 +212,7 @@ def test_pipeline_with_the_tokenizer(tmp_path, golden_weights, golden_overrides,
     save_file(golden_weights("vq_codes"), tmp_path / "released.safetensors")
     torch.save(golden_vq_weights, tmp_path / "vq.bin")
     (tmp_path / "overrides.json").write_text(json.dumps(golden_overrides("vq_codes")))
-    paths = {
-        "checkpoint": "released.safetensors",
-        "config": "overrides.json",
-        "vq_checkpoint": "vq.bin",
-        "output": "a",
-    }
+    paths = {"checkpoint": "released.safetensors", "config": "overrides.json", "vq_checkpoint": "vq.bin"}
     files = [f"--{name}={tmp_path / path}" for name, path in paths.items()]
     main([*files, f"--output={tmp_path / 'a'}", "--pipeline"])
 
