@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import AutoImageProcessor, HfArgumentParser
+from transformers.utils import logging
 
 import stellar_hf
 from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
@@ -52,6 +53,7 @@ class Arguments:
 def main() -> None:
     (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     output_dir = Path(args.output_dir)
+    logging.disable_progress_bar()  # of loading models
     try:
         images = read_images(args.images)
         pipe = load_pipeline(args)
