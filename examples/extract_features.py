@@ -34,9 +34,8 @@ from transformers import AutoImageProcessor, AutoModel, HfArgumentParser
 from transformers.utils import logging
 
 import stellar_hf
-from stellar_hf.data import images_to_tensor, load_images, load_photo_mosaics
+from stellar_hf.data import UnreadableImages, images_to_tensor, load_images, load_photo_mosaics
 from stellar_hf.evaluation import build_token_index, import_faiss, nearest_tokens
-from stellar_hf.training.unreadable import UnreadableImages
 
 SETTINGS_KEY = b"stellar_hf"
 

@@ -35,7 +35,6 @@ from transformers.utils import logging
 
 import stellar_hf
 from stellar_hf import (
-    MaskGitVQModel,
     StellarConfig,
     StellarForImageReconstruction,
     StellarForPreTraining,
@@ -46,6 +45,7 @@ from stellar_hf import (
 from stellar_hf.data import StellarCollator, load_images, load_photo_mosaics
 from stellar_hf.evaluation import evaluate_stellar, format_results_table, raw_pixel_baseline
 from stellar_hf.training import default_processor
+from stellar_hf.training.data import undecoded
 from stellar_hf.visualization import plot_reconstructions
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "photo_mosaics.yaml"
@@ -208,13 +208,16 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         StellarForPreTraining.register_for_auto_class("AutoModelForPreTraining")
         StellarImageProcessorPil.register_for_auto_class()
     model = build_model(model_args)
-    vq_model = model_args.vq_model_name_or_path and MaskGitVQModel.from_pretrained(model_args.vq_model_name_or_path)
+    vq_model = load_vq_model(model_args)
     processor = default_processor(model)
     images = open_images(data_args, model.config.image_size, training_args)
+    train_dataset = images
+    if data_args.streaming:
+        train_dataset = images.repeat(None).shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer)
     trainer = StellarTrainer(
         model,
         training_args,
-        train_dataset=images,
+        train_dataset=train_dataset,
         eval_dataset=open_eval_images(data_args, model.config.image_size, training_args),
         processing_class=processor,
         vq_model=vq_model,
@@ -244,7 +247,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         trainer.save_metrics("test", evaluation.add_trained(model))
         print(f"\nTest split of the photo mosaics\n\n{evaluation.table()}\n")
     if is_main_process:
-        shown = trainer.train_dataset if evaluation is None else evaluation.data["scenes"]
+        shown = images if evaluation is None else evaluation.data["scenes"]
         first_images = read_images(shown.take(8), training_args.image_column)
         save_figure(
             model.eval(), vq_model, processor, first_images, Path(training_args.output_dir, "reconstructions.png")
@@ -315,6 +318,13 @@ def build_model(args: ModelArguments) -> StellarForPreTraining:
     return model
 
 
+def load_vq_model(args: ModelArguments) -> "stellar_hf.MaskGitVQModel | None":
+    if args.vq_model_name_or_path is None:
+        return None
+    # By its package, so that a training of pixels does not import Diffusers.
+    return stellar_hf.MaskGitVQModel.from_pretrained(args.vq_model_name_or_path)
+
+
 def open_images(args: DataArguments, image_size: int, training_args: StellarTrainingArguments):
     if args.is_embedded:
         return load_photo_mosaics("train", args.num_train_scenes, image_size)
@@ -322,11 +332,9 @@ def open_images(args: DataArguments, image_size: int, training_args: StellarTrai
     if args.train_dir is not None and "*" not in source and not Path(source).exists():
         raise ValueError(f"train_dir is {source}, which does not exist.")
     images = load_images(source, args.dataset_split, args.streaming, training_args.image_column)
-    if not args.streaming:
-        return images
-    if training_args.max_steps <= 0:
+    if args.streaming and training_args.max_steps <= 0:
         raise ValueError("A stream has no end: set max_steps.")
-    return images.repeat(None).shuffle(seed=training_args.seed, buffer_size=args.shuffle_buffer)
+    return images
 
 
 def open_eval_images(args: DataArguments, image_size: int, training_args: StellarTrainingArguments):
@@ -384,7 +392,7 @@ class MosaicEvaluation:
 
 
 def read_images(rows: datasets.Dataset | datasets.IterableDataset, image_column: str) -> list[torch.Tensor]:
-    batch = StellarCollator(image_column)(list(rows))
+    batch = StellarCollator(image_column)(list(undecoded(rows, image_column)))
     return [
         image[:, :height, :width]
         for image, (height, width) in zip(batch["images"], batch["image_sizes"].tolist(), strict=True)
@@ -394,7 +402,7 @@ def read_images(rows: datasets.Dataset | datasets.IterableDataset, image_column:
 @torch.no_grad()
 def save_figure(
     model: StellarForPreTraining,
-    vq_model: MaskGitVQModel | None,
+    vq_model: "stellar_hf.MaskGitVQModel | None",
     processor: StellarImageProcessorPil,
     images: list[torch.Tensor],
     path: Path,
@@ -429,7 +437,9 @@ def describe(model: StellarForPreTraining, num_images: str) -> str:
     )
 
 
-def save_pipeline(folder: str, processor: StellarImageProcessorPil, vq_model: MaskGitVQModel | None) -> None:
+def save_pipeline(
+    folder: str, processor: StellarImageProcessorPil, vq_model: "stellar_hf.MaskGitVQModel | None"
+) -> None:
     model = StellarForImageReconstruction.from_pretrained(folder)
     # By its package, which imports Diffusers now and not when the training starts.
     pipe = stellar_hf.StellarPipeline(image_processor=processor, model=model, vq_model=vq_model)

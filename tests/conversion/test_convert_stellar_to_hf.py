@@ -225,6 +225,16 @@ def test_pipeline_with_the_tokenizer(tmp_path, golden_weights, golden_overrides,
     torch.testing.assert_close(decoded, pipe.vq_model.decode(codes, grid_size=(6, 6)).sample, rtol=0, atol=1e-5)
 
 
+def test_nothing_is_written_without_the_tokenizer_that_was_asked_for(tmp_path, golden_weights, capsys):
+    save_file(golden_weights("vq_codes"), tmp_path / "released.safetensors")
+    (tmp_path / "overrides.json").write_text(json.dumps(HEADS))
+    files = [f"--checkpoint={tmp_path / 'released.safetensors'}", f"--config={tmp_path / 'overrides.json'}"]
+    with pytest.raises(SystemExit):
+        main([*files, "--pipeline", f"--vq_checkpoint={tmp_path / 'none.bin'}", f"--output={tmp_path / 'a'}"])
+    assert "none.bin" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["overrides.json", "released.safetensors"]
+
+
 def test_lightning_checkpoint_equals_released_file(tmp_path, golden_weights, checkpoint_file):
     path = tmp_path / "last.ckpt"
     weights = {f"model.{key}": tensor for key, tensor in golden_weights("teacher").items()}

@@ -176,6 +176,11 @@ def test_main_job_writes_a_pipeline_that_reconstructs_as_the_model_does(main_job
     torch.testing.assert_close(pipe(image=image, output_type="latent").images, expected, rtol=0, atol=1e-5)
 
 
+def test_starting_a_training_of_pixels_does_not_import_diffusers():
+    code = f"import runpy, sys; runpy.run_path({str(SCRIPT)!r}); sys.exit('diffusers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=200)
+
+
 # Images of one's own -------------------------------------------------------------------------------------------------
 
 

@@ -1,10 +1,11 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""What every conversion asks of its input and output."""
+"""What every conversion asks of its input and output, and how its command ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
@@ -37,12 +38,21 @@ def check_output(folder: Path) -> None:
         raise FileExistsError(f"{folder} exists and is not an empty folder: choose another --output.")
 
 
-def download(repository: str, file: str) -> Path:
-    """A file of the Hub in the local cache; raises an `OSError` of one sentence if it cannot be had."""
+def run_command(parser: ArgumentParser, convert: Callable[[Namespace], None], argv: Sequence[str] | None) -> None:
+    """Runs a conversion with the parsed arguments; a wrong input ends it with one sentence on stderr, exit code 2."""
+    arguments = parser.parse_args(argv)
+    try:
+        convert(arguments)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def download(repository: str, file: str, option: str = "--checkpoint") -> Path:
+    """A file of the Hub in the local cache; an `OSError` of one sentence if it cannot be had, which names `option`."""
     try:
         return Path(hf_hub_download(repository, file))
     except OSError as error:
         raise OSError(
             f"{file} of {repository} cannot be downloaded ({type(error).__name__}): check the connection, or pass "
-            "a local copy as --checkpoint."
+            f"a local copy as {option}."
         ) from error

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..pipelines.maskgit_vq_model import MaskGitVQModel
-from .checks import check_output, check_shapes, download, listed
+from .checks import check_output, check_shapes, download, listed, run_command
 
 HUB_REPOSITORY = "fun-research/TiTok"
 RELEASED_FILE = "maskgit-vqgan-imagenet-f16-256.bin"
@@ -193,12 +193,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; a wrong input ends it with one sentence on stderr and exit code 2."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    try:
-        _convert(arguments)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    run_command(_parser(), _convert, argv)
 
 
 __all__ = ["convert_vq_checkpoint", "convert_vq_state_dict", "main"]

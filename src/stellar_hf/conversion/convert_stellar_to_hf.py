@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -29,7 +29,10 @@ from torch import Tensor
 from ..configuration_stellar import StellarConfig
 from ..image_processing_pil_stellar import StellarImageProcessorPil
 from ..modeling_stellar import StellarForImageReconstruction, StellarForPreTraining
-from .checks import check_output, check_shapes, download, listed
+from .checks import check_output, check_shapes, download, listed, run_command
+
+if TYPE_CHECKING:
+    from ..pipelines import MaskGitVQModel
 
 HUB_REPOSITORY = "microsoft/STELLAR"
 RELEASED_NAMES = ("stellar-b16", "stellar-l16", "stellar-h16", "stellar-b8", "stellar-b24")
@@ -329,23 +332,33 @@ def _convert(arguments: argparse.Namespace) -> None:
     checkpoint = arguments.checkpoint or download(HUB_REPOSITORY, f"{arguments.name}.safetensors")
     state_dict = _without_prefix(_read(checkpoint))
     model = convert_checkpoint(state_dict, overrides)
+    # Before anything is written: it may fail.
+    vq_model = (
+        _vq_model(arguments.vq_checkpoint)
+        if arguments.pipeline and model.config.reconstruction_target == "codes"
+        else None
+    )
 
     model.save_pretrained(arguments.output)
     image_processor_of(model.config).save_pretrained(arguments.output)
     _print_summary(arguments.output, model, state_dict)
     if arguments.pipeline:
-        _write_pipeline(pipeline_folder, arguments.output, arguments.vq_checkpoint)
+        _write_pipeline(pipeline_folder, arguments.output, vq_model)
 
 
-def _write_pipeline(folder: Path, model_folder: Path, vq_checkpoint: Path | None) -> None:
-    # Diffusers takes seconds to import, which the conversion alone does not need.
-    from ..pipelines import StellarPipeline
+# Diffusers takes seconds to import, which the conversion of a model alone does not need.
+
+
+def _vq_model(checkpoint: Path | None) -> MaskGitVQModel:
     from .convert_maskgit_vq import HUB_REPOSITORY, RELEASED_FILE, convert_vq_checkpoint
 
+    return convert_vq_checkpoint(checkpoint or download(HUB_REPOSITORY, RELEASED_FILE, "--vq_checkpoint"))
+
+
+def _write_pipeline(folder: Path, model_folder: Path, vq_model: MaskGitVQModel | None) -> None:
+    from ..pipelines import StellarPipeline
+
     model = StellarForImageReconstruction.from_pretrained(model_folder)
-    vq_model = None
-    if model.config.reconstruction_target == "codes":
-        vq_model = convert_vq_checkpoint(vq_checkpoint or download(HUB_REPOSITORY, RELEASED_FILE))
     pipe = StellarPipeline(image_processor=image_processor_of(model.config), model=model, vq_model=vq_model)
     pipe.save_pretrained(folder)
     print(
@@ -371,12 +384,7 @@ def _print_summary(output: Path, model: StellarForPreTraining, state_dict: Mappi
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; a wrong input ends it with one sentence on stderr and exit code 2."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    try:
-        _convert(arguments)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    run_command(_parser(), _convert, argv)
 
 
 __all__ = ["convert_checkpoint", "convert_state_dict", "image_processor_of", "infer_config", "main"]

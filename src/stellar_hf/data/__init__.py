@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from .images import StellarCollator, images_to_tensor
     from .loading import load_images
     from .photo_mosaics import PHOTOGRAPH_NAMES, load_photo_mosaics
+    from .unreadable import UnreadableImages
     from .views import StellarViews
 
 __all__ = [
     "PHOTOGRAPH_NAMES",
     "StellarCollator",
     "StellarViews",
+    "UnreadableImages",
     "images_to_tensor",
     "load_images",
     "load_photo_mosaics",
@@ -26,6 +28,7 @@ _MODULES = {
     "PHOTOGRAPH_NAMES": "photo_mosaics",
     "StellarCollator": "images",
     "StellarViews": "views",
+    "UnreadableImages": "unreadable",
     "images_to_tensor": "images",
     "load_images": "loading",
     "load_photo_mosaics": "photo_mosaics",

@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Antialiased bicubic resampling as matrices, one per sample, so that a batch of different crops is two products."""
+"""Antialiased bicubic resampling of a different crop of each image; on accelerators as two products of matrices."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from ..data import StellarViews
+from ..data import StellarViews, UnreadableImages
 from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
@@ -35,7 +35,6 @@ from .data import check_column, check_not_empty, has_column, undecoded, undivide
 from .evaluation import FigureCallback, ImageEvaluation, WholeImages, default_processor
 from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
 from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
-from .unreadable import UnreadableImages
 
 if TYPE_CHECKING:
     from peft import PeftModel
