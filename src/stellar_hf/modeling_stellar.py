@@ -1250,6 +1250,9 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
     ```
     """
 
+    # Diffusers' group offloading brings weights when a module is called, and its pipelines call these two.
+    _group_offload_block_modules = ["stellar", "decoder"]
+
     def __init__(self, config: StellarConfig):
         super().__init__(config)
         self.stellar = StellarModel(config)

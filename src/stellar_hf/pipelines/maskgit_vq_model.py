@@ -263,6 +263,8 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
     _supports_gradient_checkpointing = True
     _no_split_modules = ["MaskGitVQResnetBlock"]  # type: ignore[assignment]
     _skip_layerwise_casting_patterns = ["quantize", "norm"]  # type: ignore[assignment]
+    # Parts that bring their own weights when they are called: `encode` and `decode` do not call `forward`.
+    _group_offload_block_modules = ["encoder", "decoder", "quantize", "embedding"]  # type: ignore[assignment]
 
     @register_to_config
     def __init__(

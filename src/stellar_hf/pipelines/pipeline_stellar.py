@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from huggingface_hub import snapshot_download
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from ..image_processing_pil_stellar import StellarImageProcessorMixin
 from ..modeling_stellar import StellarForImageReconstruction
 from ..visualization import resolve_grid_size
+from .maskgit_vq_model import MaskGitVQModel
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -82,7 +82,7 @@ class StellarPipeline(DiffusionPipeline):
         self,
         image_processor: StellarImageProcessorMixin,
         model: StellarForImageReconstruction,
-        vq_model: ModelMixin | None = None,
+        vq_model: MaskGitVQModel | None = None,
     ):
         super().__init__()
         self.register_modules(image_processor=image_processor, model=model, vq_model=vq_model)
