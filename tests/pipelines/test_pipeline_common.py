@@ -9,6 +9,8 @@ Diffusers' own common tests come with none of its distributions.
 import inspect
 import json
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,8 +18,15 @@ import torch
 from accelerate import cpu_offload
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
+from transformers.utils import is_torchvision_available
 
-from stellar_hf import MaskGitVQModel, StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
+from stellar_hf import (
+    MaskGitVQModel,
+    StellarForImageReconstruction,
+    StellarImageProcessor,
+    StellarImageProcessorPil,
+    StellarPipeline,
+)
 
 ACCELERATOR = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
 needs_accelerator = pytest.mark.skipif(ACCELERATOR is None, reason="moves weights to an accelerator")
@@ -171,6 +180,46 @@ def test_another_pipeline_shares_the_components(pipe, images):
     assert StellarPipeline.from_pipe(pipe, vq_model=None).vq_model is None
 
 
+@pytest.mark.skipif(not is_torchvision_available(), reason="there is no torchvision")
+def test_torchvision_processor_is_saved_and_loaded_also_where_torchvision_is_missing(pipe, images, tmp_path):
+    with_pil = pixels(pipe, images[0])
+    pipe.image_processor = StellarImageProcessor()
+    expected = pixels(pipe, images[0])
+    if pipe.vq_model is None:  # codes may change by a level of a pixel
+        torch.testing.assert_close(expected, with_pil, rtol=0, atol=0.02)
+    pipe.save_pretrained(tmp_path)
+    loaded = StellarPipeline.from_pretrained(tmp_path)
+    assert type(loaded.image_processor) is StellarImageProcessor
+    torch.testing.assert_close(pixels(loaded, images[0]), expected, rtol=0, atol=5e-4)
+
+    code = f"""if True:
+        import sys
+        sys.modules["torchvision"] = None
+        from stellar_hf import StellarPipeline
+        pipe = StellarPipeline.from_pretrained({str(tmp_path)!r})
+        print(type(pipe.image_processor).__name__)
+    """
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.stdout.splitlines()[-1:] == ["StellarImageProcessorPil"], process.stderr
+
+
+def test_folder_that_names_the_torchvision_processor_is_loaded_everywhere(pipe, images, tmp_path):
+    """As a machine writes it that has torchvision."""
+    expected = pixels(pipe, images[0])
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    index["image_processor"] = ["stellar_hf.image_processing_stellar", "StellarImageProcessor"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    loaded = StellarPipeline.from_pretrained(tmp_path)
+    there = StellarImageProcessor if is_torchvision_available() else StellarImageProcessorPil
+    assert type(loaded.image_processor) is there
+    if pipe.vq_model is None:
+        torch.testing.assert_close(pixels(loaded, images[0]), expected, rtol=0, atol=0.02)
+    loaded.save_pretrained(tmp_path / "again")
+    again = StellarPipeline.from_pretrained(tmp_path / "again")
+    assert type(again.image_processor) is there and again.image_processor.to_dict() == loaded.image_processor.to_dict()
+
+
 # Precision -----------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +239,9 @@ def test_half_precision_is_saved_and_loaded(pipe, images, tmp_path):
     assert {module.dtype for module in modules(loaded).values()} == {torch.float16}
     torch.testing.assert_close(pixels(loaded, images[0]), expected, rtol=0, atol=1e-2)
     # Without a dtype, whichever the libraries choose for each component, they work together.
-    torch.testing.assert_close(pixels(StellarPipeline.from_pretrained(tmp_path), images[0]), expected, rtol=0, atol=0.1)
+    torch.testing.assert_close(
+        pixels(StellarPipeline.from_pretrained(tmp_path), images[0]), expected, rtol=0, atol=0.1
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated")

@@ -18,8 +18,10 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
+from transformers.utils import is_torchvision_available
 
-from ..image_processing_pil_stellar import StellarImageProcessorMixin
+from ..image_processing_pil_stellar import StellarImageProcessorMixin, StellarImageProcessorPil
+from ..image_processing_stellar import StellarImageProcessor
 from ..modeling_stellar import StellarForImageReconstruction
 from ..visualization import resolve_grid_size
 from .maskgit_vq_model import MaskGitVQModel
@@ -197,6 +199,15 @@ class StellarPipeline(DiffusionPipeline):
         names = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         arguments = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         return snapshot_download(pretrained_model_name, ignore_patterns=["*.bin", "*.pt", "*.ckpt"], **arguments)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
+        """What to load, by a saved configuration: without torchvision, its image processor is replaced by PIL's."""
+        module, name = StellarImageProcessor.__module__, StellarImageProcessor.__name__
+        if list(config_dict["image_processor"]) == [module, name] and not is_torchvision_available():
+            pil = [StellarImageProcessorPil.__module__, StellarImageProcessorPil.__name__]
+            config_dict = {**config_dict, "image_processor": pil}
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def _check(
         self, output_type: str, height: int | None, width: int | None, temperature: float, top_k: int | None
