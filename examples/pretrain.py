@@ -30,6 +30,7 @@ import psutil
 import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image, ImageOps
 from transformers import AutoConfig, HfArgumentParser, set_seed
 from transformers.utils import logging
 
@@ -42,8 +43,8 @@ from stellar_hf import (
     StellarTrainer,
     StellarTrainingArguments,
 )
-from stellar_hf.data import StellarCollator, load_images, load_photo_mosaics
-from stellar_hf.evaluation import evaluate_stellar, format_results_table, raw_pixel_baseline
+from stellar_hf.data import StellarCollator, images_to_tensor, load_images, load_photo_mosaics
+from stellar_hf.evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
 from stellar_hf.training import default_processor
 from stellar_hf.training.data import undecoded
 from stellar_hf.visualization import plot_reconstructions
@@ -246,12 +247,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     if evaluation is not None:
         trainer.save_metrics("test", evaluation.add_trained(model))
         print(f"\nTest split of the photo mosaics\n\n{evaluation.table()}\n")
-    if is_main_process:
-        shown = images if evaluation is None else evaluation.data["scenes"]
-        first_images = read_images(shown.take(8), training_args.image_column)
-        save_figure(
-            model.eval(), vq_model, processor, first_images, Path(training_args.output_dir, "reconstructions.png")
-        )
     card = model_card_arguments(data_args)
     if training_args.push_to_hub:
         trainer.push_to_hub(**card)
@@ -259,6 +254,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         trainer.create_model_card(**card)
     if is_main_process:
         save_pipeline(training_args.output_dir, processor, vq_model)
+        shown = images if evaluation is None else evaluation.data["scenes"]
+        first_images = read_images(shown.take(8), training_args.image_column)
+        show_reconstructions(training_args.output_dir, first_images, training_args.device)
         print(how_to_load(training_args.output_dir))
 
 
@@ -399,28 +397,6 @@ def read_images(rows: datasets.Dataset | datasets.IterableDataset, image_column:
     ]
 
 
-@torch.no_grad()
-def save_figure(
-    model: StellarForPreTraining,
-    vq_model: "stellar_hf.MaskGitVQModel | None",
-    processor: StellarImageProcessorPil,
-    images: list[torch.Tensor],
-    path: Path,
-) -> None:
-    pixel_values = processor(images, return_tensors="pt")["pixel_values"].to(model.device)
-    output = model(pixel_values, return_loss=False)
-    height, width = (side * model.config.patch_size for side in output.grid_size)
-    reconstruction = output.reconstruction
-    if vq_model is not None:
-        decoded = vq_model.decode(reconstruction.argmax(dim=-1), grid_size=output.grid_size).sample
-        reconstruction = torch.nn.functional.interpolate(decoded, size=(height, width), mode="area")
-    figure = plot_reconstructions(
-        model.denormalize(pixel_values)[..., :height, :width], reconstruction, output.localization
-    )
-    figure.savefig(path, dpi=150)
-    print(f"Images, reconstructions and token maps: {path}")
-
-
 def model_card_arguments(args: DataArguments) -> dict[str, str]:
     if args.is_embedded:
         return {"dataset": "photo mosaics"}
@@ -444,6 +420,25 @@ def save_pipeline(
     # By its package, which imports Diffusers now and not when the training starts.
     pipe = stellar_hf.StellarPipeline(image_processor=processor, model=model, vq_model=vq_model)
     pipe.save_pretrained(Path(folder, "pipeline"))
+
+
+def show_reconstructions(folder: str, images: list[torch.Tensor], device: torch.device) -> None:
+    """Draws images and what the pipeline in the folder makes of their tokens."""
+    from diffusers.utils import logging as diffusers_logging  # here, since a training of pixels does not need it
+
+    diffusers_logging.disable_progress_bar()
+    pipe = stellar_hf.StellarPipeline.from_pretrained(Path(folder, "pipeline")).to(device)
+    side = pipe.model.config.image_size
+    squares = [ImageOps.fit(Image.fromarray(image.permute(1, 2, 0).numpy()), (side, side)) for image in images]
+    tokens, localization = pipe.encode(squares)
+    reconstructions = pipe(sparse_tokens=tokens, localization=localization, height=side, width=side).images
+    path = Path(folder, "reconstructions.png")
+    plot_reconstructions(squares, reconstructions, localization).savefig(path, dpi=150)
+    found, expected = (torch.stack(images_to_tensor(group)) / 255 for group in (reconstructions, squares))
+    print(
+        f"{len(squares)} images through the pipeline, PSNR {psnr(found, expected).mean():.1f} dB, "
+        f"with token maps: {path}\n"
+    )
 
 
 def how_to_load(folder: str) -> str:

@@ -23,7 +23,8 @@ from transformers import AutoModel, AutoModelForPreTraining, ViTConfig, ViTModel
 
 import stellar_hf  # noqa: F401 - makes the Auto classes know the model
 from stellar_hf import MaskGitVQModel
-from stellar_hf.data import load_images
+from stellar_hf.data import images_to_tensor, load_images, load_photo_mosaics
+from stellar_hf.evaluation import psnr
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -147,11 +148,17 @@ def test_main_job_prints_progress_and_a_table_and_nothing_alarming(main_job):
     assert not re.search(r"warning:|warn\(|traceback", process.stderr.lower())
 
 
-def test_main_job_writes_a_figure(main_job):
+def test_main_job_shows_reconstructions_through_the_pipeline(main_job):
     process, folder = main_job
-    assert str(folder / "reconstructions.png") in process.stdout
-    with Image.open(folder / "reconstructions.png") as figure:
+    (said,) = re.findall(r"^8 images through the pipeline, PSNR (\S+) dB, .*: (.*)$", process.stdout, re.M)
+    assert said[1] == str(folder / "reconstructions.png")
+    with Image.open(said[1]) as figure:
         assert min(figure.size) > 500
+    pipe = stellar_hf.StellarPipeline.from_pretrained(folder / "pipeline")
+    scenes = load_photo_mosaics("test", 32, 32, 2, seed=1)[:8]["image"]
+    target = torch.stack(images_to_tensor(scenes)) / 255
+    found = pipe(image=scenes, output_type="pt").images
+    assert abs(psnr(found, target).mean().item() - float(said[0])) < 0.1
 
 
 def test_auto_classes_load_the_folder_as_the_output_says(main_job, load_processor):
@@ -250,13 +257,14 @@ def test_training_starts_from_the_encoder_of_a_vit(run_script, own_images, tmp_p
     assert model.config.num_sparse_tokens == 3
 
 
-def test_codes_of_a_tokenizer_are_reconstructed(run_script, own_images, tmp_path):
+def test_codes_of_a_tokenizer_are_reconstructed(run_script, own_images, tmp_path, capsys):
     sizes = {"block_out_channels": (8, 8, 8, 8, 16), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
     MaskGitVQModel(**sizes, num_vq_embeddings=16).save_pretrained(tmp_path / "vq")
     config = json.dumps({**TINY_MODEL, "codebook_size": 16})
     arguments = [*own_images, f"--model_config={config}", f"--vq_model_name_or_path={tmp_path / 'vq'}"]
     run_script(*arguments, "--max_steps=2", f"--output_dir={tmp_path / 'out'}")
     assert (tmp_path / "out" / "reconstructions.png").is_file()
+    assert "6 images through the pipeline, PSNR" in capsys.readouterr().out
     model = AutoModelForPreTraining.from_pretrained(tmp_path / "out")
     assert model.config.reconstruction_target == "codes" and model.decoder.head.out_features == 16
     pipe = stellar_hf.StellarPipeline.from_pretrained(tmp_path / "out" / "pipeline")
