@@ -6,7 +6,8 @@ Images a second of the pipeline and its parts, and what the pipeline costs beyon
 ViT-B/16 that reconstructs codes of 224x224 images, with the tokenizer in its full size, and the packaged demo model,
 which reconstructs pixels; weights do not matter here and are random. What `pipe(image=...)` takes is set beside the
 sum of what it calls: processor, encoder, decoder, tokenizer. Both are measured in turns, so that other work on the
-machine slows both alike; the exit status is 1 if the median of the pipeline exceeds that of the sum by more than 5 %.
+machine slows both alike. The exit status is 1 if, with ViT-B/16 and the first of the batch sizes, the median of the
+pipeline exceeds that of the sum by more than 5 %.
 
     python benchmarks/pipeline_throughput.py
 """
