@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..image_processing_pil_stellar import StellarImageProcessorMixin
 from ..modeling_stellar import StellarForImageReconstruction
 from ..visualization import resolve_grid_size
+from .editing import ConceptEditing
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -30,7 +31,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _PIPELINE_FILE = "from stellar_hf import StellarPipeline  # noqa: F401\n"
 
 
-class StellarPipeline(DiffusionPipeline):
+class StellarPipeline(ConceptEditing, DiffusionPipeline):
     """
     Images from a few sparse tokens S (what) and a localization matrix L (where), and S and L from images.
 
