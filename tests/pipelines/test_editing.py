@@ -70,8 +70,9 @@ def test_doing_nothing_changes_nothing(seed, concept):
         StellarPipeline.erase(tokens, maps, torch.zeros(3, 4, dtype=torch.bool)),
     ):
         torch.testing.assert_close(edited, (tokens, maps), rtol=0, atol=1e-5)
-    for result in (result := StellarPipeline.swap(tokens, maps, concept, tokens, maps, concept))[:2], result[2:]:
-        torch.testing.assert_close(result[1] @ result[0], maps @ tokens, rtol=0, atol=1e-5)
+    first, first_maps, second, second_maps = StellarPipeline.swap(tokens, maps, concept, tokens, maps, concept)
+    torch.testing.assert_close(first_maps @ first, maps @ tokens, rtol=0, atol=1e-5)
+    torch.testing.assert_close(second_maps @ second, maps @ tokens, rtol=0, atol=1e-5)
 
 
 def test_interpolation_ends_in_the_images_up_to_the_order_of_tokens():
