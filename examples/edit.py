@@ -84,7 +84,7 @@ def edit(args: Arguments) -> None:
         decoded = [pipe(sparse_tokens=what, localization=where, **size).images[0] for what, where in columns.values()]
         where_to = [where[0] for _, where in columns.values()]
         figure = plot_edits(decoded, where_to, list(columns), palette=palette)
-        figure.savefig(output_dir / f"{name}.png", dpi=130)
+        figure.savefig(output_dir / f"{name}.png", dpi=100)
         print(output_dir / f"{name}.png")
 
     this, this_concept = (tokens[:1], maps[:1]), concept[:1]
@@ -128,7 +128,7 @@ def find_concept(pipe: StellarPipeline, maps: Tensor, args: Arguments, width: in
         concept[:, [token - 1 for token in args.tokens]] = True
         return concept
     left, top, right, bottom = check_box(
-        args.box or [width // 4, height // 4, width - width // 4, height - height // 4], width, height
+        args.box or [width // 6, height // 6, width - width // 6, height - height // 6], width, height
     )
     mask = torch.zeros(height, width, dtype=torch.bool)
     mask[top:bottom, left:right] = True
