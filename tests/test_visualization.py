@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stellar_hf.visualization import plot_reconstructions, resolve_grid_size, token_overlay, token_palette
+from stellar_hf.visualization import plot_edits, plot_reconstructions, resolve_grid_size, token_overlay, token_palette
 
 
 def example(batch: int = 3, patches: int = 16, tokens: int = 5, size: tuple[int, int] = (32, 32)):
@@ -121,3 +121,17 @@ def test_impossible_inputs_are_named():
         plot_reconstructions(images, reconstructions, localization, grid_size=(3, 4), num_images=0)
     with pytest.raises(ValueError, match="5 tokens need"):
         token_overlay(images[0], localization[0], grid_size=(3, 4), palette=token_palette(4))
+
+
+def test_figure_of_edits_has_images_above_their_tokens():
+    images, _, localization = example(batch=2, patches=8, size=(16, 32))
+    pil = [Image.fromarray(np.uint8(image.permute(1, 2, 0) * 255)) for image in images]
+    figure = plot_edits(pil, list(localization), ["before", "after"], grid_size=(2, 4))
+    panels = [axes.images[0].get_array() for axes in figure.axes]
+    assert [axes.get_title() for axes in figure.axes] == ["before", "after", "", ""]
+    for column in range(2):
+        np.testing.assert_allclose(panels[column], np.asarray(pil[column]) / 255, atol=1e-6)
+        painted = token_overlay(pil[column], localization[column], (2, 4), strength=0.75)
+        np.testing.assert_array_equal(panels[2 + column], painted)
+    with pytest.raises(ValueError, match="1 titles"):
+        plot_edits(pil, list(localization), ["before"], grid_size=(2, 4))

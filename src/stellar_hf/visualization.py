@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Figures of reconstructions, tokens and localization. Matplotlib is needed for `plot_reconstructions` only."""
+"""Figures of reconstructions, tokens and localization. Matplotlib is needed for those of several panels only."""
 
 from __future__ import annotations
 
@@ -178,6 +178,59 @@ def plot_reconstructions(
         draw(row, 2, "tokens", _blend(image_pixels[row], winners[row], palette, 0.6))
         for token, colormap in enumerate(colormaps):
             draw(row, 3 + token, str(token + 1), maps[row, token].numpy(), cmap=colormap, vmin=0, vmax=1)
+    return figure
+
+
+def plot_edits(
+    images: Sequence[Image.Image],
+    localization: Sequence[Tensor],
+    titles: Sequence[str],
+    grid_size: tuple[int, int] | None = None,
+    palette: np.ndarray | None = None,
+) -> Figure:
+    """Draws images in a row, and below each its tokens painted over it.
+
+    Args:
+        images: n PIL images of one size, for example before and after an edit.
+        localization: n floating point tensors (N, r), one for each image; rows sum to 1.
+        titles: n titles.
+        grid_size: (rows, columns) of the patches; a square grid without it.
+        palette: (r, 3) RGB in [0, 1] of the tokens, in which a concept may stand out; `token_palette` without it.
+
+    Returns:
+        A figure of its own, as from `plot_reconstructions`.
+
+    Raises:
+        ValueError: If numbers or shapes disagree, or the grid is unknown.
+        ImportError: If matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib; install it with: pip install "stellar_hf[viz]"') from error
+
+    if not len(images) == len(localization) == len(titles) > 0:
+        raise ValueError(
+            f"There are {len(images)} images, {len(localization)} localization matrices and {len(titles)} titles: "
+            "pass one of each per image."
+        )
+    pixels = _to_pixels(images)
+    overlays = [
+        token_overlay(image, maps, grid_size, palette, strength=0.75)
+        for image, maps in zip(images, localization, strict=True)
+    ]
+    cell, title = 1.5, 0.24
+    cell_height = cell * pixels[0].shape[0] / pixels[0].shape[1]
+    figure = Figure(figsize=(cell * len(images), 2 * cell_height + title), dpi=150, facecolor="white")
+    axes = figure.subplots(2, len(images), squeeze=False)
+    for column, panels in enumerate(zip(pixels, overlays, strict=True)):
+        axes[0, column].set_title(titles[column], fontsize=8, color="#333333", pad=4)
+        for row, panel in enumerate(panels):
+            axes[row, column].imshow(panel, interpolation="nearest", aspect="auto")
+            axes[row, column].set_axis_off()
+    figure.subplots_adjust(
+        left=0.005, right=0.995, bottom=0.01, top=1 - title / (2 * cell_height + title), wspace=0.03, hspace=0.04
+    )
     return figure
 
 

@@ -24,6 +24,7 @@ from ..image_processing_pil_stellar import StellarImageProcessorMixin, StellarIm
 from ..image_processing_stellar import StellarImageProcessor
 from ..modeling_stellar import StellarForImageReconstruction
 from ..visualization import resolve_grid_size
+from .editing import ConceptEditing
 from .maskgit_vq_model import MaskGitVQModel
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -32,7 +33,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _PIPELINE_FILE = "from stellar_hf import StellarPipeline  # noqa: F401\n"
 
 
-class StellarPipeline(DiffusionPipeline):
+class StellarPipeline(ConceptEditing, DiffusionPipeline):
     """
     Images from a few sparse tokens S (what) and a localization matrix L (where), and S and L from images.
 

@@ -1,0 +1,381 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Editing of what (sparse tokens S) and where (localization L) an image shows, apart from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..evaluation.localization import concept_labels
+from ..loss_stellar import matching_plan
+from ..visualization import resolve_grid_size
+
+# Of the matching: enough for plans of 24 tokens to be those of a permutation.
+_MATCHING_ITERATIONS = 200
+
+# Share of the tokens' proportion in the whole image where a concept had all of the mass. On 300 photo mosaics, the
+# place of an erased region is nearer in colour to the background than to the region in 56 % with 0, 89 % with 0.1.
+_SMOOTHING = 0.1
+_LEAST_MASS = 1e-6
+
+
+class ConceptEditing:
+    """
+    Edits of images that are given as sparse tokens S, `(B, r, d)`, and localization L, `(B, N, r)`.
+
+    Each method takes a batch of S and L and returns S and L to decode, the rows of L being distributions again, and
+    leaves its inputs as they are. All are differentiable in S, L and floating point arguments.
+
+    A *concept* is one or several tokens of an image: an index, a sequence of indices (of the same tokens in each
+    image), or a bool tensor `(B, r)`, such as [`~ConceptEditing.select`] finds, in which an image may have no token
+    at all, and then stays what it is. The tokens of a concept are edited together, so that their mixture, which paints
+    its inside, is kept. Where a concept arrives, it covers the other tokens. Where it leaves, their maps are
+    renormalized, smoothed by the proportion that they have in the whole image.
+    """
+
+    @staticmethod
+    def select(
+        localization: Tensor, mask: Tensor, grid_size: tuple[int, int] | None = None, threshold: float = 0.5
+    ) -> Tensor:
+        """
+        The concept that stands at a place: the tokens that have at least `threshold` of their map there.
+
+        Args:
+            localization: L, `(B, N, r)`.
+            mask: The place, bool `(H, W)`, for each image, or `(B, H, W)`; in pixels of any resolution.
+            grid_size: Patches (h, w) with h * w = N; a square without it.
+            threshold: Share of a token's map, in (0, 1].
+
+        Returns:
+            bool `(B, r)`; without a true value where no token stands mostly there.
+
+        Raises:
+            ValueError: If shapes or the threshold are impossible, or the grid is unknown.
+        """
+        if mask.ndim == 2:
+            mask = mask.expand(len(localization), -1, -1)
+        mask = mask.to(localization.device, torch.uint8)
+        return concept_labels(localization.detach(), mask, 2, threshold, grid_size) == 1
+
+    @staticmethod
+    def erase(
+        sparse_tokens: Tensor, localization: Tensor, concept: int | Sequence[int] | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Takes a concept away. Its place goes to the other tokens.
+
+        Args:
+            sparse_tokens: S, `(B, r, d)`.
+            localization: L, `(B, N, r)`; rows sum to 1.
+            concept: Index, indices, or bool `(B, r)`.
+
+        Returns:
+            S as it was, and L, `(B, N, r)`, with maps of the concept that are 0.
+
+        Raises:
+            ValueError: If shapes do not fit, there is no such token, or the concept has all tokens of an image.
+        """
+        concept = _concept(sparse_tokens, localization, concept)
+        return sparse_tokens, _others(localization, concept, 0.0)
+
+    @staticmethod
+    def move(
+        sparse_tokens: Tensor,
+        localization: Tensor,
+        concept: int | Sequence[int] | Tensor,
+        rows: float | Tensor = 0.0,
+        columns: float | Tensor = 0.0,
+        grid_size: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Moves a concept; what leaves the image is gone.
+
+        Args:
+            sparse_tokens: S, `(B, r, d)`.
+            localization: L, `(B, N, r)`; rows sum to 1.
+            concept: Index, indices, or bool `(B, r)`.
+            rows: Patches downwards; a number, also a fraction, or one for each image, `(B,)`.
+            columns: Patches to the right, likewise.
+            grid_size: Patches (h, w) with h * w = N; a square without it.
+
+        Returns:
+            S as it was, and L, `(B, N, r)`.
+
+        Raises:
+            ValueError: If shapes do not fit, there is no such token, the concept has all tokens of an image, or the
+                grid is unknown.
+        """
+        concept = _concept(sparse_tokens, localization, concept)
+        height, width = resolve_grid_size(localization.shape[1], grid_size)
+        row, column = _cells(localization, height, width)
+        rows, columns = (
+            _per_image(value, name, localization) for value, name in ((rows, "rows"), (columns, "columns"))
+        )
+        moved = _sample(localization * concept, row - rows, column - columns, (height, width))
+        return sparse_tokens, _cover(moved, localization, concept)
+
+    @staticmethod
+    def scale(
+        sparse_tokens: Tensor,
+        localization: Tensor,
+        concept: int | Sequence[int] | Tensor,
+        factor: float | Tensor,
+        grid_size: tuple[int, int] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Makes a concept larger or smaller about the centre of mass of its maps.
+
+        Args:
+            sparse_tokens: S, `(B, r, d)`.
+            localization: L, `(B, N, r)`; rows sum to 1.
+            concept: Index, indices, or bool `(B, r)`.
+            factor: Of height and width, > 0; a number or one for each image, `(B,)`.
+            grid_size: Patches (h, w) with h * w = N; a square without it.
+
+        Returns:
+            S as it was, and L, `(B, N, r)`.
+
+        Raises:
+            ValueError: If shapes do not fit, there is no such token, the concept has all tokens of an image, a factor
+                is not positive, or the grid is unknown.
+        """
+        concept = _concept(sparse_tokens, localization, concept)
+        height, width = resolve_grid_size(localization.shape[1], grid_size)
+        factor = _per_image(factor, "factor", localization)
+        if not (factor > 0).all():
+            raise ValueError(f"factor is {factor.flatten().tolist()}, but must be positive: 2 doubles a side.")
+        maps = localization * concept
+        mass = maps.sum(dim=2)
+        total = mass.sum(dim=1, keepdim=True).clamp_min(1e-6)
+        row, column = _cells(localization, height, width)
+        center_row = (mass * row).sum(dim=1, keepdim=True) / total
+        center_column = (mass * column).sum(dim=1, keepdim=True) / total
+        row, column = center_row + (row - center_row) / factor, center_column + (column - center_column) / factor
+        return sparse_tokens, _cover(_sample(maps, row, column, (height, width)), localization, concept)
+
+    @staticmethod
+    def swap(
+        sparse_tokens: Tensor,
+        localization: Tensor,
+        concept: int | Sequence[int] | Tensor,
+        other_sparse_tokens: Tensor,
+        other_localization: Tensor,
+        other_concept: int | Sequence[int] | Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """
+        Exchanges concepts between images: each leaves its image and comes, with its tokens and its maps, into the
+        other one.
+
+        Concepts may have different numbers of tokens: both results have the tokens of both images, with maps that are
+        0 for those which are not there. A concept comes to where it was in its own image; [`~ConceptEditing.move`] and
+        [`~ConceptEditing.scale`] bring it elsewhere.
+
+        Args:
+            sparse_tokens: S of the images, `(B, r, d)`.
+            localization: L of the images, `(B, N, r)`; rows sum to 1.
+            concept: Index, indices, or bool `(B, r)`.
+            other_sparse_tokens: S of the other images, `(B, s, d)`.
+            other_localization: L of the other images, `(B, N, s)`, over the same grid.
+            other_concept: Index, indices, or bool `(B, s)`.
+
+        Returns:
+            S, `(B, r + s, d)`, and L, `(B, N, r + s)`, of the images with the other concept; then S, `(B, s + r, d)`,
+            and L, `(B, N, s + r)`, of the other images with the concept.
+
+        Raises:
+            ValueError: If shapes do not fit, there is no such token, or a concept has all tokens of an image.
+        """
+        concept = _concept(sparse_tokens, localization, concept)
+        other_concept = _concept(other_sparse_tokens, other_localization, other_concept)
+        _check_same(localization.shape[:2], other_localization.shape[:2], "images and patches of localization")
+        _check_same(sparse_tokens.shape[2:], other_sparse_tokens.shape[2:], "channels of sparse_tokens")
+        arriving, leaving = other_localization * other_concept, localization * concept
+        return (
+            torch.cat([sparse_tokens, other_sparse_tokens], dim=1),
+            torch.cat([_others(localization, concept, arriving.sum(dim=2, keepdim=True)), arriving], dim=2),
+            torch.cat([other_sparse_tokens, sparse_tokens], dim=1),
+            torch.cat([_others(other_localization, other_concept, leaving.sum(dim=2, keepdim=True)), leaving], dim=2),
+        )
+
+    @staticmethod
+    def interpolate(
+        sparse_tokens: Tensor,
+        localization: Tensor,
+        other_sparse_tokens: Tensor,
+        other_localization: Tensor,
+        weight: float | Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Images between images: each token and its map go in a straight line to the token, and its map, that it is
+        matched to, one to one, by optimal transport.
+
+        Args:
+            sparse_tokens: S of the images at weight 0, `(B, r, d)`.
+            localization: L of the images at weight 0, `(B, N, r)`; rows sum to 1.
+            other_sparse_tokens: S of the images at weight 1, `(B, r, d)`.
+            other_localization: L of the images at weight 1, `(B, N, r)`, over the same grid.
+            weight: In [0, 1]; a number or one for each image, `(B,)`.
+
+        Returns:
+            S, `(B, r, d)`, and L, `(B, N, r)`; at weight 1, those of the other image in the order of the matching.
+
+        Raises:
+            ValueError: If shapes do not fit or a weight is not in [0, 1].
+        """
+        _check_factors(sparse_tokens, localization)
+        _check_factors(other_sparse_tokens, other_localization)
+        _check_same(sparse_tokens.shape, other_sparse_tokens.shape, "shapes of sparse_tokens")
+        _check_same(localization.shape, other_localization.shape, "shapes of localization")
+        weight = _per_image(weight, "weight", localization)
+        if not ((weight >= 0) & (weight <= 1)).all():
+            raise ValueError(
+                f"weight is {weight.flatten().tolist()}, but must be in [0, 1], from image to other image."
+            )
+        weight = weight.unsqueeze(2)
+        match = _match_one_to_one(sparse_tokens, other_sparse_tokens)
+        other_tokens = torch.take_along_dim(other_sparse_tokens, match.unsqueeze(2), dim=1)
+        other_maps = torch.take_along_dim(other_localization, match.unsqueeze(1), dim=2)
+        return (
+            (1 - weight) * sparse_tokens + weight * other_tokens,
+            (1 - weight) * localization + weight * other_maps,
+        )
+
+    @staticmethod
+    def transfer(sparse_tokens: Tensor, localization: Tensor, other_sparse_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Paints images with the tokens of others: what is there becomes that of the other image, where it is stays. Each
+        token gives way to the one that it is matched to, one to one, by optimal transport.
+
+        Args:
+            sparse_tokens: S, `(B, r, d)`.
+            localization: L, `(B, N, r)`.
+            other_sparse_tokens: S of the images whose tokens are taken, `(B, r, d)`.
+
+        Returns:
+            The other S, `(B, r, d)`, in the order of the matching, and L as it was.
+
+        Raises:
+            ValueError: If shapes do not fit.
+        """
+        _check_factors(sparse_tokens, localization)
+        _check_same(sparse_tokens.shape, other_sparse_tokens.shape, "shapes of sparse_tokens")
+        match = _match_one_to_one(sparse_tokens, other_sparse_tokens)
+        return torch.take_along_dim(other_sparse_tokens, match.unsqueeze(2), dim=1), localization
+
+
+# Maps ----------------------------------------------------------------------------------------------------------------
+
+
+def _others(localization: Tensor, concept: Tensor, covered: Tensor | float) -> Tensor:
+    """
+    The maps (B, N, r) of the other tokens where a concept, instead of its own mass, takes `covered` (B, N, 1).
+
+    They shrink where it takes more. Where it takes less, its place goes to them in the proportion that they have
+    there, smoothed by the one that they have in the image: inside of a concept, their own is that of rounding errors.
+    """
+    others = localization * ~concept
+    mass = others.sum(dim=2, keepdim=True)
+    in_image = others.sum(dim=1, keepdim=True) + torch.finfo(others.dtype).tiny * (~concept).to(others.dtype)
+    refill = others + _SMOOTHING * in_image / in_image.sum(dim=2, keepdim=True)
+    freed = (localization * concept).sum(dim=2, keepdim=True) - covered
+    shrink = ((mass + freed) / mass.clamp_min(_LEAST_MASS)).clamp(0, 1)
+    return others * shrink + freed.clamp_min(0) * refill / refill.sum(dim=2, keepdim=True)
+
+
+def _cover(maps: Tensor, localization: Tensor, concept: Tensor) -> Tensor:
+    """L with the concept's maps (B, N, r), 0 for other tokens, in place of those that it had."""
+    return maps + _others(localization, concept, maps.sum(dim=2, keepdim=True))
+
+
+def _cells(localization: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Row and column of each patch, (1, N) each."""
+    index = torch.arange(height * width, device=localization.device).unsqueeze(0)
+    return (index // width).to(localization.dtype), (index % width).to(localization.dtype)
+
+
+def _sample(maps: Tensor, row: Tensor, column: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """Maps (B, N, r) at rows and columns (B, N), in patches, bilinearly; 0 outside of the image."""
+    height, width = grid_size
+    # Of half precision, coordinates would be wrong by whole parts of a patch.
+    x, y = (column.float() + 0.5) * 2 / width - 1, (row.float() + 0.5) * 2 / height - 1
+    places = torch.stack([x, y], dim=2).expand(len(maps), -1, -1).unflatten(1, grid_size)
+    planes = maps.float().transpose(1, 2).unflatten(2, grid_size)
+    sampled = F.grid_sample(planes, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return sampled.flatten(2).transpose(1, 2).to(maps.dtype)
+
+
+# Matching ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _match_one_to_one(tokens: Tensor, others: Tensor) -> Tensor:
+    """Permutation (B, r) int64 into the others: the largest entries of the transport plan, one in a row and column."""
+    plan = matching_plan(tokens, others, num_iterations=_MATCHING_ITERATIONS)
+    num_tokens = plan.shape[1]
+    match = torch.empty(plan.shape[:2], dtype=torch.long, device=plan.device)
+    images = torch.arange(len(plan), device=plan.device)
+    for _ in range(num_tokens):
+        largest = plan.flatten(1).argmax(dim=1)
+        token, other = largest // num_tokens, largest % num_tokens
+        match[images, token] = other
+        plan[images, token] = -1
+        plan[images, :, other] = -1
+    return match
+
+
+# Checks --------------------------------------------------------------------------------------------------------------
+
+
+def _concept(sparse_tokens: Tensor, localization: Tensor, concept: int | Sequence[int] | Tensor) -> Tensor:
+    """The concept as bool (B, 1, r)."""
+    _check_factors(sparse_tokens, localization)
+    batch_size, num_tokens = sparse_tokens.shape[:2]
+    if isinstance(concept, Tensor) and concept.dtype == torch.bool:
+        if concept.shape != (batch_size, num_tokens):
+            raise ValueError(
+                f"concept has shape {tuple(concept.shape)}, but a bool tensor must say of each of {num_tokens} tokens "
+                f"of {batch_size} images whether it belongs to it: {(batch_size, num_tokens)}."
+            )
+        chosen = concept.to(localization.device)
+    else:
+        indices = [concept] if isinstance(concept, int) else [int(index) for index in concept]
+        if not all(0 <= index < num_tokens for index in indices):
+            raise ValueError(f"concept is {indices}, but tokens have indices from 0 to {num_tokens - 1}.")
+        chosen = torch.zeros(batch_size, num_tokens, dtype=torch.bool, device=localization.device)
+        chosen[:, indices] = True
+    if chosen.all(dim=1).any():
+        raise ValueError(
+            f"concept has all {num_tokens} tokens of an image, but one at least must stay to fill its place."
+        )
+    return chosen.unsqueeze(1)
+
+
+def _check_factors(sparse_tokens: Tensor, localization: Tensor) -> None:
+    if not (
+        sparse_tokens.ndim == localization.ndim == 3
+        and sparse_tokens.shape[:2] == (len(localization), localization.shape[2])
+    ):
+        raise ValueError(
+            f"sparse_tokens have shape {tuple(sparse_tokens.shape)} and localization {tuple(localization.shape)}, but "
+            "(batch, tokens, channels) and (batch, patches, tokens) are expected."
+        )
+
+
+def _check_same(first: tuple[int, ...], second: tuple[int, ...], what: str) -> None:
+    if first != second:
+        raise ValueError(f"{what} are {tuple(first)} here and {tuple(second)} there, but must be the same.")
+
+
+def _per_image(value: float | Tensor, name: str, localization: Tensor) -> Tensor:
+    """A number for each image, (B, 1)."""
+    numbers = torch.as_tensor(value, device=localization.device).to(localization.dtype)
+    if numbers.shape not in ((), (len(localization),)):
+        raise ValueError(
+            f"{name} has shape {tuple(numbers.shape)}, but must be a number, or one for each of {len(localization)} "
+            "images."
+        )
+    return numbers.expand(len(localization)).unsqueeze(1)

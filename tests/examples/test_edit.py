@@ -1,0 +1,73 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""The script runs as its documentation says, on the packaged photographs and on images of a user."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stellar_hf.data.photo_mosaics import photograph
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "edit.py"
+
+
+@pytest.fixture
+def run_script(monkeypatch, tmp_path):
+    """Runs the script with arguments, in this process and a folder of its own."""
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # as Python does for a script
+    spec = importlib.util.spec_from_file_location("edit", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "edit", script)  # its dataclass looks its own module up
+    spec.loader.exec_module(script)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, argv)])
+        script.main()
+
+    return run
+
+
+def files(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def test_photographs_by_default(run_script, capsys):
+    run_script()
+    names = {"move.png", "scale.png", "erase.png", "swap.png", "interpolate.png", "transfer.png"}
+    assert files("edits") == names
+    assert {Path(line).name for line in capsys.readouterr().out.split()} == names
+
+
+def test_one_image_of_a_user_with_chosen_tokens(run_script):
+    photograph("flower").resize((60, 40)).save("small.png")
+    arguments = ("--images", "small.png", "--tokens", 1, 3)
+    run_script(*arguments, "--output_dir=still", "--move", 0, 0)
+    run_script(*arguments, "--output_dir=moved", "--move", -4, 2.5)
+    assert files("still") == files("moved") == {"move.png", "scale.png", "erase.png"}
+    still, moved = (np.asarray(Image.open(Path(folder, "move.png"))).astype(int) for folder in ("still", "moved"))
+    assert np.abs(still - moved).max() > 50
+    np.testing.assert_array_equal(Image.open("still/erase.png"), Image.open("moved/erase.png"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tokens", "7"], "from 1 to 6"),
+        (["--tokens", "1", "2", "3", "4", "5", "6"], "all 6 tokens"),
+        (["--tokens", "1", "--box", "0", "0", "9", "9"], "leave one of them out"),
+        (["--box", "9", "9", "5", "5"], "inside of 640x427 pixels"),
+        (["--box", "0", "0", "1", "1"], "No token stands mostly in the box"),
+        (["--move", "1"], "--move has 1 numbers"),
+        (["--factor", "0"], "factor"),
+        (["--images", "missing.png"], "missing.png"),
+    ],
+)
+def test_impossible_arguments_are_refused_in_a_sentence(run_script, arguments, said):
+    with pytest.raises(SystemExit, match=said) as exit:
+        run_script(*arguments)
+    assert str(exit.value.code).startswith("error: ")

@@ -1,0 +1,254 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Laws of editing: on random factorizations, and in what the demo model decodes from edited scenes."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import stellar_hf
+from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
+from stellar_hf.data import load_photo_mosaics
+
+NUM_SCENES = 100
+GRID = (6, 5)
+
+
+def factors(seed: int = 0, batch: int = 3, tokens: int = 4, sharpness: float = 4.0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    sparse_tokens = torch.randn(batch, tokens, 8, generator=generator, dtype=dtype)
+    logits = torch.randn(batch, GRID[0] * GRID[1], tokens, generator=generator, dtype=dtype)
+    return sparse_tokens, (sharpness * logits).softmax(-1)
+
+
+def every_edit(tokens, maps, concept, other_tokens, other_maps, rows=1.5, columns=-2, factor=1.4, weight=0.3):
+    """Result of each method that changes L, by its name."""
+    swapped = StellarPipeline.swap(tokens, maps, concept, other_tokens, other_maps, 1)
+    return {
+        "erase": StellarPipeline.erase(tokens, maps, concept),
+        "move": StellarPipeline.move(tokens, maps, concept, rows, columns, GRID),
+        "scale": StellarPipeline.scale(tokens, maps, concept, factor, GRID),
+        "swap": swapped[:2],
+        "swap, the other": swapped[2:],
+        "interpolate": StellarPipeline.interpolate(tokens, maps, other_tokens, other_maps, weight),
+        "transfer": StellarPipeline.transfer(tokens, maps, other_tokens),
+    }
+
+
+# Laws of S and L -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    sharpness=st.sampled_from([0.5, 5.0, 200.0]),
+    concept=st.sampled_from([0, [1, 3], [0, 1, 2]]),
+    rows=st.floats(-8, 8),
+    columns=st.floats(-8, 8),
+    factor=st.floats(0.05, 8),
+    weight=st.floats(0, 1),
+)
+def test_rows_stay_distributions(seed, sharpness, concept, rows, columns, factor, weight):
+    tokens, maps = factors(seed, sharpness=sharpness)
+    others = factors(seed + 1, sharpness=sharpness)
+    for name, (_, edited) in every_edit(tokens, maps, concept, *others, rows, columns, factor, weight).items():
+        assert (edited > -1e-5).all(), name
+        torch.testing.assert_close(edited.sum(-1), torch.ones_like(edited[..., 0]), rtol=0, atol=1e-5, msg=name)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), concept=st.sampled_from([2, [0, 3]]))
+def test_doing_nothing_changes_nothing(seed, concept):
+    tokens, maps = factors(seed)
+    for edited in (
+        StellarPipeline.move(tokens, maps, concept, 0, 0, GRID),
+        StellarPipeline.scale(tokens, maps, concept, 1, GRID),
+        StellarPipeline.transfer(tokens, maps, tokens),
+        StellarPipeline.erase(tokens, maps, torch.zeros(3, 4, dtype=torch.bool)),
+    ):
+        torch.testing.assert_close(edited, (tokens, maps), rtol=0, atol=1e-5)
+    first, first_maps, second, second_maps = StellarPipeline.swap(tokens, maps, concept, tokens, maps, concept)
+    torch.testing.assert_close(first_maps @ first, maps @ tokens, rtol=0, atol=1e-5)
+    torch.testing.assert_close(second_maps @ second, maps @ tokens, rtol=0, atol=1e-5)
+
+
+def test_interpolation_ends_in_the_images_up_to_the_order_of_tokens():
+    tokens, maps = factors()
+    order = torch.tensor([2, 0, 3, 1])
+    other_tokens, other_maps = factors(1)
+    torch.testing.assert_close(
+        StellarPipeline.interpolate(tokens, maps, other_tokens, other_maps, 0), (tokens, maps), rtol=0, atol=0
+    )
+    end_tokens, end_maps = StellarPipeline.interpolate(tokens, maps, other_tokens, other_maps, 1)
+    torch.testing.assert_close(end_maps @ end_tokens, other_maps @ other_tokens)
+    torch.testing.assert_close(end_tokens.sort(1).values, other_tokens.sort(1).values)
+    # The same image with tokens in another order: nothing moves on the way.
+    for weight in (0.4, torch.tensor([0.0, 0.5, 1.0])):
+        between = StellarPipeline.interpolate(tokens, maps, tokens[:, order], maps[:, :, order], weight)
+        torch.testing.assert_close(between, (tokens, maps))
+
+
+def test_moved_there_and_back_away_from_the_border():
+    tokens, _ = factors(batch=1, tokens=3)
+    rows = torch.full((1, *GRID, 3), 1e-9, dtype=torch.float64)
+    rows[..., 0] = 1
+    rows[:, 2:4, 1:3] = torch.tensor([1e-9, 0.7, 0.3], dtype=torch.float64)
+    maps = (rows / rows.sum(-1, keepdim=True)).flatten(1, 2)
+    _, moved = StellarPipeline.move(tokens, maps, [1, 2], 1, 2, GRID)
+    torch.testing.assert_close(moved[0].view(*GRID, 3)[3:5, 3:5, 1:].sum().item(), 4.0, atol=1e-5, rtol=0)
+    assert moved[0].view(*GRID, 3)[2, 1, 0] > 0.999
+    _, back = StellarPipeline.move(tokens, moved, [1, 2], -1, -2, GRID)
+    torch.testing.assert_close(back, maps, rtol=0, atol=1e-5)
+    _, gone = StellarPipeline.move(tokens, maps, [1, 2], 20, 0, GRID)
+    torch.testing.assert_close(gone, StellarPipeline.erase(tokens, maps, [1, 2])[1], rtol=0, atol=1e-5)
+
+
+def test_scale_changes_the_area_about_the_centre():
+    tokens, _ = factors(batch=1, tokens=2)
+    area = torch.zeros(1, 30, 30)
+    area[:, 10:16, 14:20] = 1
+    maps = torch.stack([1 - area, area], dim=3).flatten(1, 2)
+    for factor in (0.5, 2.0):
+        scaled = StellarPipeline.scale(tokens.float(), maps, 1, factor)[1][0, :, 1].view(30, 30)
+        assert scaled.sum() == pytest.approx(36 * factor**2, rel=0.05)
+        assert (scaled.sum(1) * torch.arange(30)).sum() / scaled.sum() == pytest.approx(12.5, abs=0.05)
+        assert (scaled.sum(0) * torch.arange(30)).sum() / scaled.sum() == pytest.approx(16.5, abs=0.05)
+
+
+def test_batch_equals_single_images_with_concepts_of_their_own():
+    tokens, maps = factors()
+    others = factors(1)
+    concept = torch.tensor([[True, False, True, False], [False, False, False, False], [False, True, False, False]])
+    numbers = {"rows": [1.0, 2, -1], "columns": [0.5, 0, 3], "factor": [0.5, 1, 2], "weight": [0.1, 0.5, 1]}
+    batch = every_edit(tokens, maps, concept, *others, **{name: torch.tensor(n) for name, n in numbers.items()})
+    for image in range(3):
+        one = slice(image, image + 1)
+        arguments = (tokens[one], maps[one], concept[one], others[0][one], others[1][one])
+        single = every_edit(*arguments, **{name: values[image] for name, values in numbers.items()})
+        for name, result in single.items():
+            torch.testing.assert_close(result, tuple(part[one] for part in batch[name]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 2000.0])  # with 2000, most entries are exactly 0
+def test_gradients_reach_tokens_maps_and_numbers(sharpness):
+    tokens, maps = (tensor.requires_grad_() for tensor in factors(sharpness=sharpness))
+    numbers = {name: torch.tensor(0.4, requires_grad=True) for name in ("rows", "columns", "factor", "weight")}
+    results = every_edit(tokens, maps, [0, 2], *factors(1), **numbers)
+    sum((edited @ what).square().sum() for what, edited in results.values()).backward()
+    for tensor in (tokens, maps, *numbers.values()):
+        assert tensor.grad.isfinite().all() and tensor.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_where_a_concept_has_all_of_a_patch(dtype):
+    tokens, maps = factors(sharpness=2000.0, dtype=torch.float32)
+    tokens, maps = tokens.to(dtype), maps.to(dtype)
+    for _, edited in every_edit(tokens, maps, [0, 2], *(part.to(dtype) for part in factors(1))).values():
+        assert edited.dtype == dtype
+        torch.testing.assert_close(edited.float().sum(-1), torch.ones(3, 30), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda s, m: StellarPipeline.erase(s, m, 4), "from 0 to 3"),
+        (lambda s, m: StellarPipeline.erase(s, m, [0, 1, 2, 3]), "all 4 tokens"),
+        (lambda s, m: StellarPipeline.erase(s, m, torch.ones(4, dtype=torch.bool)), "bool tensor"),
+        (lambda s, m: StellarPipeline.erase(s[0], m, 0), "are expected"),
+        (lambda s, m: StellarPipeline.move(s, m, 0, 1), "pass grid_size"),
+        (lambda s, m: StellarPipeline.move(s, m, 0, torch.ones(2), 0, GRID), "one for each of 3 images"),
+        (lambda s, m: StellarPipeline.scale(s, m, 0, 0, GRID), "must be positive"),
+        (lambda s, m: StellarPipeline.interpolate(s, m, s, m, 1.5), r"in \[0, 1\]"),
+        (lambda s, m: StellarPipeline.interpolate(s, m, s[:, :3], m[..., :3], 0.5), "must be the same"),
+        (lambda s, m: StellarPipeline.swap(s, m, 0, s, m[:, :5], 0), "must be the same"),
+    ],
+)
+def test_impossible_edits_are_refused_in_a_sentence(edit, said):
+    with pytest.raises(ValueError, match=said):
+        edit(*factors())
+
+
+# Laws of what is decoded ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return StellarPipeline(
+        image_processor=StellarImageProcessorPil.from_pretrained(stellar_hf.DEMO_MODEL),
+        model=StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL),
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes(pipe):
+    """S, L, masks of the foreground, and the concept that stands there."""
+    data = load_photo_mosaics("test", num_scenes=NUM_SCENES)
+    masks = torch.tensor(np.array(data["mask"])) == 1
+    tokens, localization = pipe.encode(list(data["image"]))
+    concept = pipe.select(localization, masks)
+    assert concept.any(1).float().mean() > 0.9
+    return tokens, localization, masks, concept
+
+
+def decode(pipe, tokens, localization):
+    return pipe(sparse_tokens=tokens, localization=localization, output_type="pt").images
+
+
+def shifted(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """(B, C, 32, 32) moved by pixels, 0 where nothing comes from."""
+    return F.pad(images.float(), (32, 32, 32, 32)).roll((rows, columns), (2, 3))[:, :, 32:-32, 32:-32]
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 0), (-2, 3)])
+def test_moving_a_map_moves_the_decoded_region(pipe, scenes, rows, columns):
+    tokens, localization, masks, concept = scenes
+    moved = decode(pipe, *pipe.move(tokens, localization, concept, rows, columns))
+    pixels = (2 * rows, 2 * columns)
+    expected = shifted(masks[:, None], *pixels)[:, 0] > 0
+
+    # A pixel shows the region if it is nearer to the decoded scene at that shift than to the scene without the region.
+    original = decode(pipe, tokens, localization)
+    erased = decode(pipe, *pipe.erase(tokens, localization, concept))
+    to_region = (moved - shifted(original, *pixels)).square().sum(1)
+    inside = shifted(torch.ones_like(original[:, :1]), *pixels)[:, 0] > 0
+    seen = (to_region < (moved - erased).square().sum(1)) & inside
+    assert overlap(seen, expected).mean() > 0.5
+
+    # What the model itself finds there when it looks at the decoded image.
+    _, found = pipe.encode(moved)
+    maps = (found * pipe.select(found, expected)[:, None]).sum(2).view(-1, 1, 16, 16)
+    assert overlap(F.interpolate(maps, size=(32, 32))[:, 0] > 0.5, expected).mean() > 0.65
+
+
+def overlap(region: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    return (region & expected).sum((1, 2)) / (region | expected).sum((1, 2)).clamp_min(1)
+
+
+def test_erasing_leaves_the_place_closer_to_the_background(pipe, scenes):
+    tokens, localization, masks, concept = scenes
+    original = decode(pipe, tokens, localization)
+    erased = decode(pipe, *pipe.erase(tokens, localization, concept))
+
+    def colour(images, where):
+        return (images * where[:, None]).sum((2, 3)) / where.sum((1, 2))[:, None]
+
+    background, region, place = colour(original, ~masks), colour(original, masks), colour(erased, masks)
+    to_background, to_region = (place - background).norm(dim=1), (place - region).norm(dim=1)
+    assert (to_background < to_region).float().mean() > 0.8
+    assert to_background.mean() < 0.5 * to_region.mean()
+
+
+def test_select_finds_the_tokens_of_a_place():
+    maps = torch.zeros(2, 2, 4, 3)
+    maps[:, :, :2, 0] = 1
+    maps[:, :, 2:, 2] = 1
+    maps = maps.flatten(1, 2)
+    left = torch.zeros(20, 40, dtype=torch.bool)
+    left[:, :20] = True
+    both = torch.stack([left, ~left])
+    first, last = [True, False, False], [False, False, True]
+    assert StellarPipeline.select(maps, left, (2, 4)).tolist() == [first, first]
+    assert StellarPipeline.select(maps, both, (2, 4)).tolist() == [first, last]
