@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, HfArgumentParser, TrainingArguments, set_seed
@@ -90,6 +91,11 @@ class PriorTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
     label_names: list[str] | None = field(default_factory=list, metadata={"help": "None are needed."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # without an accelerator, PyTorch warns of it
 
 
 def main() -> None:
@@ -251,20 +257,28 @@ def report(results: dict[str, dict[str, float]]) -> str:
     )
 
 
-def save_samples(pipe: StellarPipeline, args: PriorArguments, path: Path, num_rows: int = 5) -> None:
-    """A column for each of the first classes; of a prior that knows none, a few images."""
+def save_samples(pipe: StellarPipeline, args: PriorArguments, path: Path) -> None:
+    """A column for each of the first classes, under a real crop where there is one; without classes, a few images."""
     config = pipe.prior.config
     labels = list(range(min(config.num_classes, 20))) or [None] * 8
-    names = [config.class_names[label] for label in labels] if config.class_names else [str(label) for label in labels]
-    rows = {
-        str(number + 1): pipe.generate(
-            labels, args.num_inference_steps, args.guidance_scale, torch.Generator().manual_seed(number)
-        ).images
-        for number in range(num_rows)
-    }
-    figure = plot_image_grid(rows, names if config.num_classes else [""] * len(labels))
+    names = config.class_names or [str(label) for label in labels]
+    rows = [("drawn" if row == 0 else "", draw(pipe, args, labels, seed=row)) for row in range(5)]
+    if args.features_dir is None:
+        rows.insert(0, ("real", real_crops(pipe.model.config.image_size, labels)))
+    figure = plot_image_grid(rows, [name if config.num_classes else "" for name in names[: len(labels)]])
     figure.savefig(path, dpi=200)
     print(f"Images drawn from the prior: {path}")
+
+
+def draw(pipe: StellarPipeline, args: PriorArguments, labels: list[int | None], seed: int) -> list[Image.Image]:
+    generator = torch.Generator().manual_seed(seed)
+    return pipe.generate(labels, args.num_inference_steps, args.guidance_scale, generator).images
+
+
+def real_crops(size: int, labels: list[int]) -> list[Image.Image]:
+    crops = load_crops("test", 50 * len(labels), size)
+    first = [crops["label"].index(label) for label in labels]
+    return [crops[index]["image"] for index in first]
 
 
 def how_to_draw(folder: Path, prior: StellarTokenPrior) -> str:

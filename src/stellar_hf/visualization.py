@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -178,11 +178,11 @@ def plot_reconstructions(
     return figure
 
 
-def plot_image_grid(rows: Mapping[str, Sequence[Image.Image]], column_names: Sequence[str]) -> Figure:
+def plot_image_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], column_names: Sequence[str]) -> Figure:
     """Draws named rows of images under the names of their columns.
 
     Args:
-        rows: As many images in each row as there are column names; all of one size.
+        rows: Name, `""` for none, and images of each row: as many as there are column names, all of one size.
         column_names: A title for each column; `""` for none.
 
     Returns:
@@ -195,16 +195,16 @@ def plot_image_grid(rows: Mapping[str, Sequence[Image.Image]], column_names: Seq
     Figure = _figure_class()
     if not rows or not column_names:
         raise ValueError("There is no image to draw: pass one row and one column at least.")
-    for name, images in rows.items():
+    for name, images in rows:
         if len(images) != len(column_names):
             raise ValueError(f"The row {name!r} has {len(images)} images for {len(column_names)} columns.")
-    first = next(iter(rows.values()))[0]
-    cell, gap, title, margin = 0.6, 0.04, 0.55, 0.75
+    first = rows[0][1][0]
+    cell, gap, title, margin = 0.6, 0.04, 0.6, 0.4
     cell_height = cell * first.height / first.width
     width = margin + len(column_names) * (cell + gap)
     height = title + len(rows) * (cell_height + gap)
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    for row, (row_name, images) in enumerate(rows.items()):
+    for row, (row_name, images) in enumerate(rows):
         bottom = height - title - row * (cell_height + gap) - cell_height
         figure.text(
             (margin - 0.08) / width, (bottom + cell_height / 2) / height, row_name, fontsize=6, ha="right", va="center"
