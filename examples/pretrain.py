@@ -18,18 +18,14 @@ save one before they end it. A finished run is only measured again. --overwrite_
 """
 
 import json
-import os
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
-import psutil
 import torch
 import yaml
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, ImageOps
 from transformers import AutoConfig, HfArgumentParser, set_seed
 from transformers.utils import logging
@@ -47,6 +43,13 @@ from stellar_hf.data import StellarCollator, images_to_tensor, load_images, load
 from stellar_hf.evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
 from stellar_hf.training import default_processor
 from stellar_hf.training.data import undecoded
+from stellar_hf.training.scripts import (
+    announce,
+    errors_in_a_sentence,
+    find_checkpoint,
+    train_or_load,
+    use_all_cores,
+)
 from stellar_hf.visualization import plot_reconstructions
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "photo_mosaics.yaml"
@@ -137,23 +140,8 @@ class DataArguments:
 
 
 def main() -> None:
-    try:
+    with errors_in_a_sentence():
         run(*parse_arguments(sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        sys.exit(130)
-    except (ValueError, ImportError, OSError, StrictDataclassError) as error:
-        if "--log_level=debug" in sys.argv:
-            raise
-        sys.exit(f"error: {sentence(error)}")
-
-
-def sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "Original Traceback" in str(error) or isinstance(error, StrictDataclassError):
-        # From a worker process, or from the check of a type: what happened is in the last line.
-        return re.sub(r"^\w+Error: ", "", lines[-1])
-    return " ".join(lines)
 
 
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, StellarTrainingArguments]:
@@ -227,10 +215,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     if is_main_process:
         print(describe(model, "streamed" if data_args.streaming else f"{len(images):,}"))
     checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir)
-    is_finished = checkpoint is not None and trainer.is_finished(checkpoint)
-    if checkpoint is not None and is_main_process:
-        what = "The training is finished; measuring" if is_finished else "Going on from"
-        print(f"{what} {checkpoint} (--overwrite_output_dir starts anew)\n")
+    announce(trainer, checkpoint)
     evaluation = None
     if data_args.is_embedded and is_main_process:
         evaluation = MosaicEvaluation(
@@ -238,10 +223,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         )
         evaluation.add_untrained(model)
 
-    if is_finished:
-        trainer.load_finished(checkpoint)
-    else:
-        train(trainer, checkpoint)
+    train_or_load(trainer, checkpoint)
     trainer.save_model()
     trainer.save_state()
     if evaluation is not None:
@@ -258,40 +240,6 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         first_images = read_images(shown.take(8), training_args.image_column)
         show_reconstructions(training_args.output_dir, first_images, training_args.device)
         print(how_to_load(training_args.output_dir))
-
-
-def train(trainer: StellarTrainer, checkpoint: str | None) -> None:
-    """Trains, from the start or a checkpoint; an interrupted training ends the script."""
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.interrupted:
-        if trainer.is_world_process_zero():
-            last = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}")
-            print(f"\nInterrupted. Repeat the command to go on from {last}")
-        sys.exit(trainer.exit_status)
-    trainer.save_metrics("train", result.metrics)
-
-
-def find_checkpoint(trainer: StellarTrainer, overwrite_output_dir: bool) -> str | None:
-    """The checkpoint that was asked for, or else the newest one in the output folder, if there is any."""
-    asked = trainer.args.resume_from_checkpoint
-    if overwrite_output_dir:
-        if asked is not None:
-            raise ValueError("Both overwrite_output_dir and resume_from_checkpoint are given: choose one.")
-        trainer.remove_checkpoints()
-        return None
-    newest = trainer.last_checkpoint()
-    if asked is None or str(asked).lower() == "true":
-        if asked is not None and newest is None:
-            raise ValueError(f"There is no checkpoint in {trainer.args.output_dir} to resume from.")
-        return newest
-    return None if str(asked).lower() == "false" else asked
-
-
-def use_all_cores(args: StellarTrainingArguments) -> None:
-    # The launchers leave a process one thread unless they are told otherwise.
-    if args.device.type == "cpu" and torch.get_num_threads() == 1:
-        cores = psutil.cpu_count(logical=False) or 1
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def build_model(args: ModelArguments) -> StellarForPreTraining:

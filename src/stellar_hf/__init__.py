@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .modeling_stellar import StellarModel as StellarModel
     from .pipelines import MaskGitVQModel as MaskGitVQModel
     from .pipelines import StellarPipeline as StellarPipeline
+    from .pipelines import StellarTokenPrior as StellarTokenPrior
     from .training import StellarTrainer as StellarTrainer
     from .training import StellarTrainingArguments as StellarTrainingArguments
 
@@ -45,6 +46,7 @@ _MODULE_OF_NAME = {
     "StellarImageProcessorPil": ".image_processing_pil_stellar",
     "StellarModel": ".modeling_stellar",
     "StellarPipeline": ".pipelines",
+    "StellarTokenPrior": ".pipelines",
     "StellarTrainer": ".training",
     "StellarTrainingArguments": ".training",
 }

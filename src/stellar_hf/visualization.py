@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Figures of reconstructions, tokens and localization. Matplotlib is needed for those of several panels only."""
+"""Figures of reconstructions, tokens and localization. Matplotlib is needed for those with axes."""
 
 from __future__ import annotations
 
@@ -130,11 +130,8 @@ def plot_reconstructions(
         ValueError: If numbers or shapes disagree, or the grid is unknown.
         ImportError: If matplotlib is missing.
     """
-    try:
-        from matplotlib.colors import LinearSegmentedColormap
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib; install it with: pip install "stellar_hf[viz]"') from error
+    Figure = _figure_class()
+    from matplotlib.colors import LinearSegmentedColormap
 
     if num_images < 1:
         raise ValueError(f"num_images is {num_images}, but a figure needs at least 1.")
@@ -204,11 +201,7 @@ def plot_edits(
         ValueError: If numbers or shapes disagree, or the grid is unknown.
         ImportError: If matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('Figures need matplotlib; install it with: pip install "stellar_hf[viz]"') from error
-
+    Figure = _figure_class()
     if not len(images) == len(localization) == len(titles) > 0:
         raise ValueError(
             f"There are {len(images)} images, {len(localization)} localization matrices and {len(titles)} titles: "
@@ -232,6 +225,56 @@ def plot_edits(
         left=0.005, right=0.995, bottom=0.01, top=1 - title / (2 * cell_height + title), wspace=0.03, hspace=0.04
     )
     return figure
+
+
+def plot_image_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], column_names: Sequence[str]) -> Figure:
+    """Draws named rows of images under the names of their columns.
+
+    Args:
+        rows: Name, `""` for none, and images of each row: as many as there are column names, all of one size.
+        column_names: A title for each column; `""` for none.
+
+    Returns:
+        A figure of its own, as of [`plot_reconstructions`].
+
+    Raises:
+        ValueError: If a row has another number of images, or there is none.
+        ImportError: If matplotlib is missing.
+    """
+    Figure = _figure_class()
+    if not rows or not column_names:
+        raise ValueError("There is no image to draw: pass one row and one column at least.")
+    for name, images in rows:
+        if len(images) != len(column_names):
+            raise ValueError(f"The row {name!r} has {len(images)} images for {len(column_names)} columns.")
+    first = rows[0][1][0]
+    cell, gap, title, margin = 0.6, 0.04, 0.6, 0.4
+    cell_height = cell * first.height / first.width
+    width = margin + len(column_names) * (cell + gap)
+    height = title + len(rows) * (cell_height + gap)
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    for row, (row_name, images) in enumerate(rows):
+        bottom = height - title - row * (cell_height + gap) - cell_height
+        figure.text(
+            (margin - 0.08) / width, (bottom + cell_height / 2) / height, row_name, fontsize=6, ha="right", va="center"
+        )
+        for column, image in enumerate(images):
+            left = margin + column * (cell + gap)
+            axes = figure.add_axes((left / width, bottom / height, cell / width, cell_height / height))
+            axes.set_axis_off()
+            axes.imshow(image, interpolation="nearest", aspect="auto")
+            if row == 0:
+                name = column_names[column].replace("_", " ")
+                axes.set_title(name, fontsize=6, color="#333333", pad=3, rotation=35, ha="left", x=0.1)
+    return figure
+
+
+def _figure_class() -> type[Figure]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Figures need matplotlib; install it with: pip install "stellar_hf[viz]"') from error
+    return Figure
 
 
 def _blend(pixels: np.ndarray, maps: Tensor, palette: np.ndarray, strength: float) -> np.ndarray:

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from .images import StellarCollator, images_to_tensor
     from .loading import load_images
     from .photo_mosaics import PHOTOGRAPH_NAMES, load_photo_mosaics
+    from .tokens import ExtractedTokens
     from .unreadable import UnreadableImages
     from .views import StellarViews
 
 __all__ = [
+    "ExtractedTokens",
     "PHOTOGRAPH_NAMES",
     "StellarCollator",
     "StellarViews",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ExtractedTokens": "tokens",
     "PHOTOGRAPH_NAMES": "photo_mosaics",
     "StellarCollator": "images",
     "StellarViews": "views",

@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Evaluation of sparse tokens: kNN and linear probe, concepts, reconstruction, localization, retrieval."""
+"""Evaluation of sparse tokens: kNN and linear probe, concepts, reconstruction, localization, retrieval, generation."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
         format_results_table,
         raw_pixel_baseline,
     )
+    from .generation import (
+        GENERATION_COLUMNS,
+        GenerationEvaluation,
+        ImageClassifier,
+        frechet_distance,
+        nearest_distances,
+        train_classifier,
+    )
     from .localization import concept_labels, localization_iou
     from .metrics import Accuracy
     from .reconstruction import psnr
@@ -23,6 +31,9 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "Accuracy": "metrics",
+    "GENERATION_COLUMNS": "generation",
+    "GenerationEvaluation": "generation",
+    "ImageClassifier": "generation",
     "TokenFeatures": "evaluate",
     "TokenMatches": "retrieval",
     "build_token_index": "retrieval",
@@ -31,17 +42,23 @@ _MODULE_OF = {
     "evaluate_stellar": "evaluate",
     "extract_features": "evaluate",
     "format_results_table": "evaluate",
+    "frechet_distance": "generation",
     "import_faiss": "retrieval",
     "knn_accuracy": "classification",
     "linear_probe_accuracy": "classification",
     "localization_iou": "localization",
+    "nearest_distances": "generation",
     "nearest_tokens": "retrieval",
     "psnr": "reconstruction",
     "raw_pixel_baseline": "evaluate",
+    "train_classifier": "generation",
 }
 
 __all__ = [
+    "GENERATION_COLUMNS",
     "Accuracy",
+    "GenerationEvaluation",
+    "ImageClassifier",
     "TokenFeatures",
     "TokenMatches",
     "build_token_index",
@@ -50,13 +67,16 @@ __all__ = [
     "evaluate_stellar",
     "extract_features",
     "format_results_table",
+    "frechet_distance",
     "import_faiss",
     "knn_accuracy",
     "linear_probe_accuracy",
     "localization_iou",
+    "nearest_distances",
     "nearest_tokens",
     "psnr",
     "raw_pixel_baseline",
+    "train_classifier",
 ]
 
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Key of a result, two-line column title, factor to the shown unit, decimals.
-_TABLE_COLUMNS = (
+TableColumn = tuple[str, tuple[str, str], float, int]
+TABLE_COLUMNS: tuple[TableColumn, ...] = (
     ("knn_accuracy", ("kNN", "%"), 100, 1),
     ("linear_accuracy", ("linear", "%"), 100, 1),
     ("concept_accuracy", ("concept", "%"), 100, 1),
@@ -181,30 +182,33 @@ def raw_pixel_baseline(crops_train: datasets.Dataset, crops_test: datasets.Datas
     return _classify((train - mean_image).flatten(1), crops_train, (test - mean_image).flatten(1), crops_test)
 
 
-def format_results_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def format_results_table(
+    rows: Mapping[str, Mapping[str, float]], columns: Sequence[TableColumn] = TABLE_COLUMNS
+) -> str:
     """Formats results as an aligned text table of at most 80 columns (for row names of up to 19 characters).
 
     Args:
         rows: Results by row name, such as `{"before training": evaluate_stellar(...), ...}`. Keys that are not
             columns of the table are left out.
+        columns: Key, title in two lines, factor and decimals of each column.
 
     Returns:
         The table without a final line break; missing values are shown as "–".
     """
     name_width = max((len(name) for name in rows), default=0)
-    widths = [max(len("100.0"), *map(len, title)) for _, title, _, _ in _TABLE_COLUMNS]
+    widths = [max(len("100.0"), *map(len, title)) for _, title, _, _ in columns]
 
     def line(name: str, cells: list[str]) -> str:
         cells = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
         return "   ".join([f"{name:<{name_width}}", *cells])
 
-    titles = [line("", [title[row] for _, title, _, _ in _TABLE_COLUMNS]) for row in (0, 1)]
+    titles = [line("", [title[row] for _, title, _, _ in columns]) for row in (0, 1)]
     body = [
         line(
             name,
             [
                 f"{results[key] * factor:.{decimals}f}" if key in results else "–"
-                for key, _, factor, decimals in _TABLE_COLUMNS
+                for key, _, factor, decimals in columns
             ],
         )
         for name, results in rows.items()

@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .maskgit_vq_model import MaskGitVQEncoderOutput, MaskGitVQModel
     from .pipeline_stellar import StellarPipeline
+    from .token_prior import StellarTokenPrior, StellarTokenPriorOutput
 
-__all__ = ["MaskGitVQEncoderOutput", "MaskGitVQModel", "StellarPipeline"]
+__all__ = [
+    "MaskGitVQEncoderOutput",
+    "MaskGitVQModel",
+    "StellarPipeline",
+    "StellarTokenPrior",
+    "StellarTokenPriorOutput",
+]
 
 _MODULES = {
     "MaskGitVQEncoderOutput": "maskgit_vq_model",
     "MaskGitVQModel": "maskgit_vq_model",
     "StellarPipeline": "pipeline_stellar",
+    "StellarTokenPrior": "token_prior",
+    "StellarTokenPriorOutput": "token_prior",
 }
 
 

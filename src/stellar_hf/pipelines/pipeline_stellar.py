@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.utils.torch_utils import randn_tensor
 from huggingface_hub import snapshot_download
 from PIL import Image
 from torch import Tensor, nn
@@ -26,7 +28,9 @@ from ..modeling_stellar import StellarForImageReconstruction
 from ..visualization import resolve_grid_size
 from .editing import ConceptEditing
 from .maskgit_vq_model import MaskGitVQModel
+from .token_prior import StellarTokenPrior
 
+ClassLabel = int | str | None
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 # Read by `DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline")`, which knows its own classes only.
@@ -53,6 +57,10 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         model ([`StellarForImageReconstruction`]): In evaluation mode, as `from_pretrained` gives it.
         vq_model ([`MaskGitVQModel`], *optional*): Decodes the codes of a model with `reconstruction_target="codes"`;
             a model that reconstructs pixels needs none.
+        prior ([`StellarTokenPrior`], *optional*): Draws tokens and localization, for
+            [`~StellarPipeline.generate`].
+        scheduler ([`FlowMatchEulerDiscreteScheduler`], *optional*): Of the prior's steps; made where there is a
+            prior.
 
     Example:
 
@@ -77,18 +85,29 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
     image_processor: Any
     model: StellarForImageReconstruction
     vq_model: Any
+    prior: Any
+    scheduler: Any
 
-    model_cpu_offload_seq = "model->vq_model"  # type: ignore[assignment]
-    _optional_components = ["vq_model"]
+    model_cpu_offload_seq = "prior->model->vq_model"  # type: ignore[assignment]
+    _optional_components = ["vq_model", "prior", "scheduler"]
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
         image_processor: StellarImageProcessorMixin,
         model: StellarForImageReconstruction,
         vq_model: MaskGitVQModel | None = None,
+        prior: StellarTokenPrior | None = None,
+        scheduler: FlowMatchEulerDiscreteScheduler | None = None,
     ):
         super().__init__()
-        self.register_modules(image_processor=image_processor, model=model, vq_model=vq_model)
+        if prior is not None and scheduler is None:
+            scheduler = FlowMatchEulerDiscreteScheduler()
+        self.register_modules(
+            image_processor=image_processor, model=model, vq_model=vq_model, prior=prior, scheduler=scheduler
+        )
+        if prior is not None:
+            self._check_prior()
 
     @torch.no_grad()
     def encode(self, image: Any, grid_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
@@ -177,6 +196,142 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
 
+    @torch.no_grad()
+    def generate(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 2.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple:
+        """
+        Draws images: tokens and localization from the prior, and their decoding.
+
+        Args:
+            class_labels: As [`~StellarPipeline.sample_tokens`] takes them, with the arguments that follow up to
+                `generator`, and the callback.
+            num_inference_steps: Steps from noise to tokens.
+            guidance_scale: Strength of the class.
+            generator: Of the noise, and of sampled codes.
+            height: As in the call of the pipeline, which decodes, with the arguments that follow up to `return_dict`.
+            width: Likewise.
+            temperature: Likewise.
+            top_k: Likewise.
+            output_type: Likewise.
+            return_dict: Likewise.
+            callback_on_step_end: See above.
+            callback_on_step_end_tensor_inputs: See above.
+
+        Returns:
+            `ImagePipelineOutput` with `images`, one for each label; or a tuple of them alone.
+
+        Raises:
+            ValueError: If there is no prior, a label is unknown, or an argument is impossible.
+        """
+        self._check(output_type, height, width, temperature, top_k)
+        tokens, localization = self.sample_tokens(
+            class_labels,
+            num_inference_steps,
+            guidance_scale,
+            generator,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        return self(
+            sparse_tokens=tokens,
+            localization=localization,
+            grid_size=self.prior.config.grid_size,
+            height=height,
+            width=width,
+            temperature=temperature,
+            top_k=top_k,
+            generator=generator if temperature else None,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
+
+    @torch.no_grad()
+    def sample_tokens(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 2.0,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Draws tokens and localization from the prior.
+
+        Args:
+            class_labels: What to draw, one for each image: a class's number, its name where the prior knows names, or
+                None for any class. A single one makes a batch of one.
+            num_inference_steps: Steps from noise to tokens, each one call of the prior.
+            guidance_scale: Strength of classifier-free guidance (Ho & Salimans, arXiv 2207.12598): 1 follows the
+                prior as it was trained; more makes the class clearer and the images less diverse, for twice the work.
+            generator: Of the noise, on any device; or one for each image.
+            callback_on_step_end: Called after each step as `callback(pipe, step, timestep, tensors)`; may return
+                tensors that go on in their place. `pipe._guidance_scale` and `pipe._interrupt` may be set in it.
+            callback_on_step_end_tensor_inputs: Names of its tensors: `"latents"`, (B, latent_size), which
+                `pipe.prior.unpack` makes S and L of.
+
+        Returns:
+            S, `(B, r, d)`, and L, `(B, h * w, r)`, whose rows sum to 1, over the prior's `grid_size`; in the model's
+            dtype, on its device.
+
+        Raises:
+            ValueError: If there is no prior, a label is unknown, or an argument is impossible.
+        """
+        if self.prior is None:
+            raise ValueError("This pipeline has no prior to draw from: train one with examples/train_prior.py.")
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, but must be at least 1.")
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}, but there are only "
+                f"{self._callback_tensor_inputs}."
+            )
+        labels = self._class_labels(class_labels)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        device = self._execution_device
+        latents = randn_tensor((len(labels), self.prior.latent_size), generator=generator, device=device)
+        # The scheduler's own last step would go from 0.001 to 0, and change nothing.
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
+        self._num_timesteps = num_inference_steps
+        with self.progress_bar(total=num_inference_steps) as progress:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                if self._interrupt:
+                    break
+                velocity = self._velocity(latents, timestep, labels.to(device))
+                latents = self.scheduler.step(velocity, timestep, latents).prev_sample
+                if callback_on_step_end is not None:
+                    tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
+                    latents = callback_on_step_end(self, step, timestep, tensors).pop("latents", latents)
+                progress.update()
+        tokens, localization = _call(self.prior, "unpack", latents)
+        self.maybe_free_model_hooks()
+        return tokens.to(device, self.model.dtype), localization.to(device, self.model.dtype)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the last or running generation."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last or running generation."""
+        return self._num_timesteps
+
     def save_config(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> None:
         """Writes `model_index.json`, and the `pipeline.py` by which `DiffusionPipeline` finds this class."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -232,6 +387,41 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
                 "This model reconstructs codes, which only a vq_model turns into an image: pass one to the pipeline, "
                 'or take the codes themselves with output_type="latent".'
             )
+
+    def _check_prior(self) -> None:
+        prior, model = self.prior.config, self.model.config
+        if (prior.num_sparse_tokens, prior.token_size) != (model.num_sparse_tokens, model.hidden_size):
+            raise ValueError(
+                f"The prior draws {prior.num_sparse_tokens} tokens of {prior.token_size} numbers, but the model has "
+                f"{model.num_sparse_tokens} of {model.hidden_size}: take the prior that was trained on this model."
+            )
+
+    def _class_labels(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> Tensor:
+        """(B,) int64, where the number of classes stands for any class."""
+        num_classes, names = self.prior.config.num_classes, self.prior.config.class_names or []
+        if isinstance(class_labels, (Tensor, np.ndarray)):
+            class_labels = class_labels.tolist()
+        if class_labels is None or isinstance(class_labels, (int, str)):
+            class_labels = [class_labels]
+        if not class_labels:
+            raise ValueError("class_labels is empty: pass one for each image.")
+        numbers = {None: num_classes, **{name: number for number, name in enumerate(names)}}
+        numbers.update({number: number for number in range(num_classes)})
+        for label in class_labels:
+            if label not in numbers:
+                known = f"a number below {num_classes}, " + (f"one of {', '.join(names)}, " if names else "")
+                raise ValueError(f"There is no class {label!r}: pass {known}or None for any class.")
+        return torch.tensor([numbers[label] for label in class_labels])
+
+    def _velocity(self, latents: Tensor, timestep: Tensor, labels: Tensor) -> Tensor:
+        """Of all latents, (B, latent_size) float32, guided by their classes."""
+        sample = latents.to(self.prior.dtype)
+        if self._guidance_scale == 1:
+            return self.prior(sample, timestep, labels).sample.float()
+        any_class = torch.full_like(labels, self.prior.config.num_classes)
+        both = self.prior(sample.repeat(2, 1), timestep, torch.cat([labels, any_class])).sample.float()
+        guided, free = both.chunk(2)
+        return free + self._guidance_scale * (guided - free)
 
     def _grid_of_images(self, grid_size: tuple[int, int] | None) -> tuple[int, int]:
         if grid_size is None:

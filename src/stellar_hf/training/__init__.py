@@ -1,11 +1,12 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Pre-training with the Trainer of Transformers."""
+"""Pre-training, and training of the prior, with the Trainer of Transformers."""
 
 from .arguments import StellarTrainingArguments
 from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
 from .checkpoints import CheckpointTrainer, CheckpointWriteError
 from .evaluation import default_processor
+from .token_prior import StellarTokenPriorTrainer, TokenPriorForTraining
 from .trainer import StellarTrainer
 
 __all__ = [
@@ -14,8 +15,10 @@ __all__ = [
     "GracefulInterruptCallback",
     "PushCodeCallback",
     "StellarProgressCallback",
+    "StellarTokenPriorTrainer",
     "StellarTrainer",
     "StellarTrainingArguments",
     "TeacherCallback",
+    "TokenPriorForTraining",
     "default_processor",
 ]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,21 +135,17 @@ class PushCodeCallback(TrainerCallback):
             shutil.copy(file, args.output_dir)
 
 
-class StellarProgressCallback(ProgressCallback):
-    """The Trainer's progress bar, with each log of the objective as a row of a table that fits 100 columns."""
+class LossTableCallback(ProgressCallback):
+    """
+    The Trainer's progress bar, with each log of the training as a row of a table.
 
-    _COLUMNS = (
-        ("loss", "loss", "{:.3f}"),
-        ("reconstruction_loss", "reconstr", "{:.3f}"),
-        ("koleo_loss", "koleo", "{:.3f}"),
-        ("clustering_loss", "cluster", "{:.3f}"),
-        ("cls_clustering_loss", "cls clus", "{:.3f}"),
-        ("masked_loss", "masked", "{:.3f}"),
-        ("cls_view_loss", "cls view", "{:.3f}"),
-        ("slot_information", "slot inf", "{:.2f}"),
-        ("localization_sharpness", "sharp L", "{:.2f}"),
-        ("images_per_second", "images/s", "{:.0f}"),
-    )
+    Args:
+        columns: Name in the log, title and format of each column; a log of training is one that has all of them.
+    """
+
+    def __init__(self, columns: Sequence[tuple[str, str, str]], **kwargs):
+        super().__init__(**kwargs)
+        self.columns = columns
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
@@ -157,11 +154,11 @@ class StellarProgressCallback(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is None:
             return
-        if "reconstruction_loss" in logs:
+        if all(name in logs for name, _, _ in self.columns):
             if not self._has_title:
-                self.training_bar.write(self._row("step", [title for _, title, _ in self._COLUMNS]))
+                self.training_bar.write(self._row("step", [title for _, title, _ in self.columns]))
                 self._has_title = True
-            cells = [form.format(logs[key]) for key, _, form in self._COLUMNS]
+            cells = [form.format(logs[key]) for key, _, form in self.columns]
             self.training_bar.write(self._row(str(state.global_step), cells))
         elif "train_runtime" in logs:
             speed = f"{logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.0f} images a second"
@@ -174,3 +171,24 @@ class StellarProgressCallback(ProgressCallback):
     @staticmethod
     def _row(step: str, cells: list[str]) -> str:
         return f"{step:>6}" + "".join(f"{cell:>9}" for cell in cells)
+
+
+class StellarProgressCallback(LossTableCallback):
+    """Progress bar and table of the joint objective, in 100 columns of text."""
+
+    def __init__(self, **kwargs):
+        super().__init__(_OBJECTIVE_COLUMNS, **kwargs)
+
+
+_OBJECTIVE_COLUMNS = (
+    ("loss", "loss", "{:.3f}"),
+    ("reconstruction_loss", "reconstr", "{:.3f}"),
+    ("koleo_loss", "koleo", "{:.3f}"),
+    ("clustering_loss", "cluster", "{:.3f}"),
+    ("cls_clustering_loss", "cls clus", "{:.3f}"),
+    ("masked_loss", "masked", "{:.3f}"),
+    ("cls_view_loss", "cls view", "{:.3f}"),
+    ("slot_information", "slot inf", "{:.2f}"),
+    ("localization_sharpness", "sharp L", "{:.2f}"),
+    ("images_per_second", "images/s", "{:.0f}"),
+)

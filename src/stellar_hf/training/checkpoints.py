@@ -13,6 +13,7 @@ from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -20,6 +21,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import CONFIG_NAME
 
 from ..configuration_stellar import StellarConfig
+from .callbacks import GracefulInterruptCallback
+from .data import with_uninterrupted_workers
 
 # Inside the output folder, so that a rename suffices; the Trainer pushes nothing whose name starts so.
 _STAGING = "_saving"
@@ -107,7 +110,8 @@ class LogMeans:
 class CheckpointTrainer(Trainer):
     """
     `Trainer` whose checkpoints are written aside and renamed when they are complete, so that a run that is killed at
-    any moment, or whose disk is full, leaves the last good one as it was; and which checks what it goes on from.
+    any moment, or whose disk is full, leaves the last good one as it was; which checks what it goes on from; and whose
+    training ends with a checkpoint on Ctrl-C or SIGTERM.
     """
 
     _staging: Path | None = None
@@ -115,6 +119,18 @@ class CheckpointTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.log_means = LogMeans()
+        self._interrupt = GracefulInterruptCallback()
+        self.add_callback(self._interrupt)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the last training was ended by Ctrl-C or SIGTERM, after saving a checkpoint."""
+        return self._interrupt.signal_number is not None
+
+    @property
+    def exit_status(self) -> int:
+        """What a script should exit with after training: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
+        return 0 if self._interrupt.signal_number is None else 128 + self._interrupt.signal_number
 
     def last_checkpoint(self) -> str | None:
         """
@@ -141,7 +157,7 @@ class CheckpointTrainer(Trainer):
         Raises:
             ValueError: If it is missing, damaged, or of another architecture.
         """
-        check_checkpoint(checkpoint, self.accelerator.unwrap_model(self.model).config)
+        self.check_resumable(checkpoint)
         max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
         return _load_state(checkpoint).global_step >= max_steps
 
@@ -152,16 +168,33 @@ class CheckpointTrainer(Trainer):
         """
         self.state = _load_state(checkpoint)
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self.load_weights(best or checkpoint)
+
+    def check_resumable(self, checkpoint: str | Path) -> None:
+        """
+        Checks that the training can go on from a checkpoint.
+
+        Raises:
+            ValueError: If it is missing, damaged, or of another architecture.
+        """
+        check_checkpoint(checkpoint, getattr(self.accelerator.unwrap_model(self.model), "config", None))
+
+    def load_weights(self, checkpoint: str | Path) -> None:
+        """Takes the weights from a checkpoint."""
         model = self.accelerator.unwrap_model(self.model)
-        model.load_state_dict(type(model).from_pretrained(best or checkpoint).state_dict())
+        model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
-        As in `Trainer`.
+        As in `Trainer`; Ctrl-C and SIGTERM finish the step and save a checkpoint.
+
+        Args:
+            resume_from_checkpoint: Folder of a checkpoint, or True for the newest one in `args.output_dir`.
 
         Raises:
             ValueError: If the checkpoint to resume from is missing, damaged, or of another architecture.
-            OSError: If a checkpoint cannot be written, or a worker of the data loader was killed.
+            OSError: If a checkpoint cannot be written (`CheckpointWriteError`), or a worker of the data loader was
+                killed; the last complete checkpoint is intact.
         """
         newest = self.last_checkpoint()
         if resume_from_checkpoint is True:
@@ -170,7 +203,7 @@ class CheckpointTrainer(Trainer):
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
         self.log_means = LogMeans()
         if resume_from_checkpoint:
-            check_checkpoint(resume_from_checkpoint, self.accelerator.unwrap_model(self.model).config)
+            self.check_resumable(resume_from_checkpoint)
             means = self._log_means_file(resume_from_checkpoint)
             if means.exists():  # not where the number of processes has grown
                 # Not straight to the device: PyTorch knows no cpu:0 here, as Accelerate names it.
@@ -186,6 +219,25 @@ class CheckpointTrainer(Trainer):
                 f"dataloader_num_workers or a smaller per_device_train_batch_size ({str(error).strip(' .')}). "
                 f"{self._how_to_go_on()}"
             ) from error
+        finally:
+            self._interrupt.restore_handlers()
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, so that the step can be finished."""
+        return with_uninterrupted_workers(super().get_train_dataloader())
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, too."""
+        return with_uninterrupted_workers(super().get_eval_dataloader(eval_dataset))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means since the last log to a log of the training loss; the last one covers the whole run."""
+        if "loss" in logs:
+            logs.update(self.log_means.pop(self.accelerator))
+        elif "train_loss" in logs:  # the Trainer's own covers what was trained since the last resume
+            self.log_means.pop(self.accelerator)
+            logs["train_loss"] = self.log_means.mean_loss()
+        super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As in `Trainer`; where the disk is full, the error says what was being written."""
@@ -275,13 +327,13 @@ class CheckpointWriteError(OSError):
     """A checkpoint or model could not be written; the message says which, how much is free, and what is intact."""
 
 
-def check_checkpoint(checkpoint: str | Path, config: StellarConfig) -> None:
+def check_checkpoint(checkpoint: str | Path, config: StellarConfig | None) -> None:
     """
     Checks that a run can go on from a checkpoint.
 
     Args:
         checkpoint: Folder that a Trainer wrote.
-        config: Of the model that is to go on.
+        config: Of the model that is to go on; None for a model of another kind, which is not compared.
 
     Raises:
         ValueError: If the folder is missing, lacks a file, has a damaged one, or holds a model of another
@@ -303,7 +355,7 @@ def check_checkpoint(checkpoint: str | Path, config: StellarConfig) -> None:
             f"The checkpoint {folder} has no {SCHEDULER_NAME}: with save_only_model it holds a model, to start a new "
             "training from, but not the state of a training to resume."
         )
-    if (folder / CONFIG_NAME).exists():  # FSDP writes none beside a sharded model
+    if config is not None and (folder / CONFIG_NAME).exists():  # FSDP writes none beside a sharded model
         _check_architecture(folder, config)
 
 

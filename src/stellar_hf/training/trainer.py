@@ -23,7 +23,6 @@ from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
 from .callbacks import (
-    GracefulInterruptCallback,
     ProcessSeedCallback,
     PushCodeCallback,
     StellarProgressCallback,
@@ -31,7 +30,7 @@ from .callbacks import (
 )
 from .checkpoints import CheckpointTrainer
 from .codes import code_labels
-from .data import check_column, check_not_empty, has_column, undecoded, undivided, with_uninterrupted_workers
+from .data import check_column, check_not_empty, has_column, undecoded, undivided
 from .evaluation import FigureCallback, ImageEvaluation, WholeImages, default_processor
 from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
 from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
@@ -123,8 +122,6 @@ class StellarTrainer(CheckpointTrainer):
         if vq_model is not None:
             vq_model.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self._unreadable = UnreadableImages(args.max_unreadable_share)
-        self._interrupt = GracefulInterruptCallback()
-        self.add_callback(self._interrupt)
         self.add_callback(ProcessSeedCallback())
         self.add_callback(PushCodeCallback())
         self._throughput = ThroughputCallback()
@@ -162,43 +159,12 @@ class StellarTrainer(CheckpointTrainer):
     def _views(self) -> StellarViews:
         return self.args.views(self._base_model.config)
 
-    @property
-    def interrupted(self) -> bool:
-        """Whether the last training was ended by Ctrl-C or SIGTERM, after saving a checkpoint."""
-        return self._interrupt.signal_number is not None
-
-    @property
-    def exit_status(self) -> int:
-        """What a script should exit with after training: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
-        return 0 if self._interrupt.signal_number is None else 128 + self._interrupt.signal_number
-
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """
-        As in `Trainer`; Ctrl-C and SIGTERM finish the step and save a checkpoint.
-
-        Args:
-            resume_from_checkpoint: Folder of a checkpoint, or True for the newest one in `args.output_dir`.
-
-        Raises:
-            ValueError: If the checkpoint to resume from is missing, damaged, or of another architecture.
-            OSError: If a checkpoint cannot be written (`CheckpointWriteError`), or a worker of the data loader was
-                killed; the last complete checkpoint is intact.
-        """
+        """As in [`CheckpointTrainer`]."""
         if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             # Left by an evaluation, it would keep Accelerate from wrapping the model, and so from adding up gradients.
             vars(self.model).pop("_is_accelerate_prepared", None)
-        try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-        finally:
-            self._interrupt.restore_handlers()
-
-    def get_train_dataloader(self) -> DataLoader:
-        """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, so that the step can be finished."""
-        return with_uninterrupted_workers(super().get_train_dataloader())
-
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
-        """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, too."""
-        return with_uninterrupted_workers(super().get_eval_dataloader(eval_dataset))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """As in `Trainer`; a stream ends for all processes before the first step for which one has too few batches."""
@@ -294,16 +260,12 @@ class StellarTrainer(CheckpointTrainer):
         return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of every term and diagnostic since the last log, and speed, to a log of the training loss."""
+        """As in [`CheckpointTrainer`], with the teacher's distance, speed and memory."""
         if "loss" in logs:
-            logs.update(self.log_means.pop(self.accelerator))
             if self._base_model.teacher is not None:
                 logs["teacher_distance"] = teacher_distance(self._base_model)
             logs["images_per_second"] = self._throughput.images_per_second() * self.args.world_size
             logs["memory_gib"] = memory_gib(self.args.device)
-        elif "train_loss" in logs:  # the Trainer's own covers what was trained since the last resume
-            self.log_means.pop(self.accelerator)
-            logs["train_loss"] = self.log_means.mean_loss()
         super().log(logs, start_time)
 
     @property

@@ -1,0 +1,167 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Training of the prior over tokens and localization."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from .callbacks import LossTableCallback
+from .checkpoints import CheckpointTrainer
+
+if TYPE_CHECKING:
+    from ..pipelines import StellarTokenPrior
+
+_MAX_DECAY = 0.9999
+
+
+class TokenPriorForTraining(nn.Module):
+    """
+    A prior, the moving average of its weights, and its flow-matching loss.
+
+    The decay of the average is `min(0.9999, (1 + n) / (10 + n))` after n steps: it covers the last tenth of a short
+    training.
+
+    Args:
+        prior: With the statistics of the data (`set_statistics`).
+        class_dropout: Share of the images that are trained without their class, which classifier-free guidance needs
+            (Ho & Salimans, arXiv 2207.12598).
+
+    Raises:
+        ValueError: If `class_dropout` is not in [0, 1].
+    """
+
+    def __init__(self, prior: StellarTokenPrior, class_dropout: float = 0.1):
+        super().__init__()
+        if not 0 <= class_dropout <= 1:
+            raise ValueError(f"class_dropout is {class_dropout}, but must be a share in [0, 1].")
+        self.prior = prior
+        self.class_dropout = class_dropout
+        self._average = AveragedModel(prior, avg_fn=_moving_average).requires_grad_(False)
+
+    @property
+    def average(self) -> StellarTokenPrior:
+        """The prior with averaged weights, which draws better than the last ones."""
+        return self._average.module
+
+    def forward(
+        self, sparse_tokens: Tensor, localization: Tensor, class_labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """
+        Flow matching with noise levels of a logit-normal distribution (Esser et al., arXiv 2403.03206, section 3.1).
+
+        Args:
+            sparse_tokens: S, (B, r, d) floating point.
+            localization: L, (B, N, r), rows sum to 1.
+            class_labels: (B,) integers below `num_classes`; without them no image has a class.
+
+        Returns:
+            `token_loss` and `localization_loss`, mean squared errors of the velocity of either, and `loss`, their sum.
+        """
+        latents = self.prior.pack(sparse_tokens, localization)
+        noise = torch.randn_like(latents)
+        sigma = torch.randn(len(latents), device=latents.device).sigmoid()
+        if class_labels is not None:
+            is_dropped = torch.rand(len(latents), device=latents.device) < self.class_dropout
+            class_labels = class_labels.masked_fill(is_dropped, self.prior.config.num_classes)
+        noisy = torch.lerp(latents, noise, sigma[:, None])
+        velocity = self.prior(noisy, self.prior.num_train_timesteps * sigma, class_labels).sample
+        token_error, logit_error = self.prior.split((velocity - (noise - latents)).square())
+        token_loss, localization_loss = token_error.mean(), logit_error.mean()
+        return {
+            "loss": token_loss + localization_loss,
+            "token_loss": token_loss,
+            "localization_loss": localization_loss,
+        }
+
+    def update_average(self) -> None:
+        """Moves the average towards the weights; to be called after each optimizer step."""
+        self._average.update_parameters(self.prior)
+
+
+class StellarTokenPriorTrainer(CheckpointTrainer):
+    """
+    `Trainer` of a [`StellarTokenPrior`]: flow matching with a moving average of the weights, checkpoints that are
+    complete or not there, and that a run goes on from bit for bit on a CPU. `average` is the result.
+
+    Args:
+        prior: With the statistics of the data (`set_statistics`).
+        args: Training arguments.
+        class_dropout: Share of the images that are trained without their class.
+        **kwargs: As in `Trainer`. Rows of the `train_dataset` hold `sparse_tokens`, `localization` and, for a prior
+            with classes, `class_labels`.
+    """
+
+    def __init__(self, prior: StellarTokenPrior, args: TrainingArguments, class_dropout: float = 0.1, **kwargs):
+        super().__init__(TokenPriorForTraining(prior, class_dropout), args, **kwargs)
+        self.add_callback(AverageCallback())
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(LossTableCallback(_COLUMNS))
+
+    @property
+    def average(self) -> StellarTokenPrior:
+        """The prior with averaged weights."""
+        return self._training_model.average
+
+    @property
+    def _training_model(self) -> TokenPriorForTraining:
+        return self.accelerator.unwrap_model(self.model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss; keeps both of its terms for the next log."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        if model.training:
+            self.log_means.add({**outputs, "loss": loss}, 1 / self.current_gradient_accumulation_steps)
+        return (loss, outputs) if return_outputs else loss
+
+    def check_resumable(self, checkpoint: str | Path) -> None:
+        """
+        Checks that the training can go on from a checkpoint.
+
+        Raises:
+            ValueError: If it is missing, damaged, or of a prior of other sizes.
+        """
+        super().check_resumable(checkpoint)
+        own = self._training_model.state_dict()
+        with safe_open(Path(checkpoint, SAFE_WEIGHTS_NAME), framework="pt") as saved:
+            shapes = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118
+        if shapes != {name: tuple(weight.shape) for name, weight in own.items()}:
+            raise ValueError(
+                f"The checkpoint {checkpoint} is of a prior of other sizes: resume with its values, or train in "
+                "another output_dir."
+            )
+
+    def load_weights(self, checkpoint: str | Path) -> None:
+        """Takes the weights from a checkpoint."""
+        self._training_model.load_state_dict(load_file(Path(checkpoint, SAFE_WEIGHTS_NAME)))
+
+
+class AverageCallback(TrainerCallback):
+    """Moves the average of the weights once per optimizer step; not on accumulated or skipped steps."""
+
+    def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
+        if not getattr(optimizer, "step_was_skipped", False):
+            model.update_average()
+
+
+_COLUMNS = (
+    ("loss", "loss", "{:.3f}"),
+    ("token_loss", "tokens", "{:.3f}"),
+    ("localization_loss", "maps", "{:.3f}"),
+    ("learning_rate", "rate", "{:.1e}"),
+)
+
+
+def _moving_average(average: Tensor, weight: Tensor, num_steps: Tensor | int) -> Tensor:
+    decay: Any = torch.as_tensor((1 + num_steps) / (10 + num_steps)).clamp(max=_MAX_DECAY)
+    return torch.lerp(average, weight, (1 - decay).to(average))

@@ -1,0 +1,119 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Measures of generated images, on sets whose measures are known."""
+
+import pytest
+import torch
+
+from stellar_hf.evaluation import (
+    GENERATION_COLUMNS,
+    GenerationEvaluation,
+    format_results_table,
+    frechet_distance,
+    nearest_distances,
+    train_classifier,
+)
+
+
+def with_moments(num_rows: int, mean: torch.Tensor, scale: torch.Tensor, seed: int) -> torch.Tensor:
+    """Rows whose mean and (diagonal) standard deviations are exactly these."""
+    rows = torch.randn(num_rows, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    rows = rows - rows.mean(0)
+    whitening = torch.linalg.inv(torch.linalg.cholesky(rows.T.cov())).T
+    return rows @ whitening * scale + mean
+
+
+def test_frechet_distance_of_known_normal_distributions():
+    mean, scale = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 2.0, 0.1])
+    other_mean, other_scale = torch.tensor([0.0, -2.0, 1.5]), torch.tensor([3.0, 2.0, 0.4])
+    rows, other = with_moments(50, mean, scale, 0), with_moments(80, other_mean, other_scale, 1)
+    # Commuting covariances: |m1 - m2|^2 + |s1 - s2|^2.
+    expected = ((mean - other_mean) ** 2).sum() + ((scale - other_scale) ** 2).sum()
+    assert frechet_distance(rows, other) == pytest.approx(expected.item(), rel=1e-6)
+    assert frechet_distance(other, rows) == pytest.approx(expected.item(), rel=1e-6)
+    assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_does_not_depend_on_the_axes():
+    rows, other = (
+        with_moments(60, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]), 0),
+        with_moments(60, torch.ones(3), torch.tensor([3.0, 0.0, 1.0]), 1),  # of a singular covariance
+    )
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    expected = frechet_distance(rows, other)
+    assert frechet_distance(rows @ rotation, other @ rotation) == pytest.approx(expected, rel=1e-5)
+
+
+def test_frechet_distance_refuses_what_has_none():
+    with pytest.raises(ValueError, match=r"\(5, 2\) and \(5, 3\)"):
+        frechet_distance(torch.zeros(5, 2), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="two rows"):
+        frechet_distance(torch.zeros(1, 2), torch.zeros(5, 2))
+
+
+def test_nearest_distances():
+    references = torch.tensor([[0.0, 0.0], [10.0, 0.0]])
+    rows = torch.tensor([[3.0, 4.0], [10.0, 1.0], [0.0, 0.0]])
+    torch.testing.assert_close(nearest_distances(rows, references, chunk_size=2), torch.tensor([5.0, 1.0, 0.0]))
+
+
+@pytest.fixture(scope="module")
+def colours():
+    """Noisy images of three colours."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    images = 0.3 * torch.rand(300, 3, 16, 16, generator=generator)
+    images[torch.arange(300), labels] += 0.6
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def classifier(colours):
+    return train_classifier(*colours, num_classes=3, num_epochs=4, batch_size=50)
+
+
+def test_classifier_learns_its_classes_and_repeats_itself(colours, classifier):
+    images, labels = colours
+    features, named = classifier.judge(images, batch_size=70)
+    assert torch.equal(named, labels) and features.shape == (300, 96) and not classifier.training
+    state = torch.get_rng_state()
+    again = train_classifier(images, labels, num_classes=3, num_epochs=4, batch_size=50)
+    assert torch.equal(again.judge(images)[0], features)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_measures_tell_copies_from_others(colours, classifier):
+    images, labels = colours
+    train, test = images[:200], images[200:]
+    evaluation = GenerationEvaluation(classifier, train, test)
+    copies = evaluation.measure(train[:100], labels[:100])
+    others = evaluation.measure(test, labels[200:])
+    assert copies["nearest_features"] < 1e-3 and copies["nearest_pixels"] < 1e-3
+    assert others["nearest_pixels"] > 0.05 and others["nearest_features"] > copies["nearest_features"]
+    assert others["frechet_distance"] == pytest.approx(0, abs=1e-4) and others["named"] == 1
+    shifted = evaluation.measure(train[:100], (labels[:100] + 1) % 3)
+    assert shifted["named"] == 0
+    wrong = evaluation.measure(images[:100][labels[:100] == 0], labels[:100][labels[:100] == 0])
+    assert wrong["frechet_distance"] > 10 * max(copies["frechet_distance"], 1e-6)
+
+
+def test_distance_of_pixels_is_their_root_mean_square(colours, classifier):
+    images, labels = colours
+    evaluation = GenerationEvaluation(classifier, images[:1], images)
+    measured = evaluation.measure(images[:2] * 0 + images[:1] + 0.25, labels[:2])
+    assert measured["nearest_pixels"] == pytest.approx(0.25, rel=1e-4)
+
+
+def test_table_shows_the_columns(colours, classifier):
+    images, labels = colours
+    row = GenerationEvaluation(classifier, images, images).measure(images, labels)
+    table = format_results_table({"drawn": row}, GENERATION_COLUMNS)
+    assert "Fréchet" in table and "100.0" in table.splitlines()[-1]
+
+
+def test_labels_must_fit(colours):
+    images, labels = colours
+    with pytest.raises(ValueError, match="300 images and 299 labels"):
+        train_classifier(images, labels[1:], 3)
+    with pytest.raises(ValueError, match=r"0 to 2.*\[0, 2\)"):
+        train_classifier(images, labels, 2)
