@@ -18,13 +18,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from reconstruct import load_pipeline
 from torch.utils.data import Dataset, default_collate
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, HfArgumentParser, TrainingArguments, set_seed
+from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import logging
 
 import stellar_hf
-from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline, StellarTokenPrior
+from stellar_hf import StellarPipeline, StellarTokenPrior
 from stellar_hf.data import PHOTOGRAPH_NAMES, ExtractedTokens, images_to_tensor, load_photo_mosaics
 from stellar_hf.evaluation import (
     GENERATION_COLUMNS,
@@ -141,22 +142,6 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
 
 
 # Inputs --------------------------------------------------------------------------------------------------------------
-
-
-def load_pipeline(args: PriorArguments) -> StellarPipeline:
-    if args.pipeline_name_or_path:
-        return StellarPipeline.from_pretrained(args.pipeline_name_or_path)
-    return StellarPipeline(
-        image_processor=load_image_processor(args.model_name_or_path),
-        model=StellarForImageReconstruction.from_pretrained(args.model_name_or_path),
-    )
-
-
-def load_image_processor(name: str):
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except ImportError:  # Transformers 5.17 has no AutoImageProcessor without torchvision
-        return StellarImageProcessorPil.from_pretrained(name)
 
 
 def load_crops(split: str, num_crops: int, image_size: int, seed: int = 0):

@@ -191,7 +191,7 @@ def test_plain_diffusion_pipeline_loads_through_the_saved_file(pipe, images, tmp
 
 def test_components_make_another_pipeline(pipe, images):
     other = StellarPipeline(**pipe.components)
-    assert set(pipe.components) == {"image_processor", "model", "vq_model"}
+    assert set(pipe.components) == {"image_processor", "model", "vq_model", "prior", "scheduler"}
     assert other.model is pipe.model
     assert other(image=images[0]).images[0].tobytes() == pipe(image=images[0]).images[0].tobytes()
 

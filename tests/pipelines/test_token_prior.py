@@ -2,12 +2,16 @@
 # Licensed under the Apache License, Version 2.0.
 """The prior over tokens and localization, and images drawn from it through the pipeline."""
 
+import copy
+
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline, StellarTokenPrior
 
@@ -255,9 +259,7 @@ def test_callback_may_stop_and_change_the_guidance(pipe):
         pipeline._interrupt = step == 1
         return {}
 
-    pipe.sample_tokens(
-        [0], 5, generator=seeded(), callback_on_step_end=lambda p, i, t, x: seen.append(i) or stop(p, i, t, x)
-    )
+    pipe.sample_tokens([0], 5, generator=seeded(), callback_on_step_end=stop)
     assert seen == [0, 1]
 
     def no_guidance(pipeline, step, timestep, tensors):
@@ -279,11 +281,47 @@ def test_saved_pipeline_draws_the_same(pipe, tmp_path):
     torch.testing.assert_close(loaded.generate([0, 1], 3, generator=seeded(), output_type="pt").images, expected)
 
 
+def test_another_pipeline_shares_the_prior(pipe):
+    other = StellarPipeline.from_pipe(pipe)
+    assert other.prior is pipe.prior and isinstance(other.scheduler, FlowMatchEulerDiscreteScheduler)
+    assert set(pipe.components) == {"image_processor", "model", "vq_model", "prior", "scheduler"}
+
+
+@pytest.mark.skipif(
+    not torch.accelerator.is_available() and Version(diffusers.__version__) < Version("0.41"),
+    reason="Diffusers 0.40 offloads groups from accelerators alone",
+)
+@pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
+def test_group_offloading_to_disk_changes_nothing(pipe, tmp_path, offload_type):
+    """Needs no accelerator: weights that are offloaded hold garbage until they are read again."""
+    offloaded = StellarPipeline(StellarImageProcessorPil(), copy.deepcopy(pipe.model), prior=copy.deepcopy(pipe.prior))
+    offloaded.set_progress_bar_config(disable=True)
+    cpu = torch.device("cpu")
+    offloaded.enable_group_offload(
+        cpu, cpu, offload_type=offload_type, num_blocks_per_group=1, offload_to_disk_path=str(tmp_path)
+    )
+    expected = pipe.generate([0, 1], 3, generator=seeded(), output_type="pt").images
+    for _ in range(2):
+        images = offloaded.generate([0, 1], 3, generator=seeded(), output_type="pt").images
+        torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="moves weights to an accelerator")
+@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading_from_an_accelerator_changes_nothing(pipe, offload):
+    offloaded = StellarPipeline(StellarImageProcessorPil(), copy.deepcopy(pipe.model), prior=copy.deepcopy(pipe.prior))
+    getattr(offloaded, offload)()
+    expected = pipe.generate([0, 1], 3, generator=seeded(), output_type="pt").images
+    for _ in range(2):
+        images = offloaded.generate([0, 1], 3, generator=seeded(), output_type="pt").images
+        torch.testing.assert_close(images.cpu(), expected, rtol=0, atol=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_draws_nearly_the_same(pipe, tmp_path, dtype):
     expected, _ = pipe.sample_tokens([0, 1], 3, generator=seeded())
     pipe.save_pretrained(tmp_path)
-    half = StellarPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
+    half = StellarPipeline.from_pretrained(tmp_path, dtype=dtype)
     tokens, localization = half.sample_tokens([0, 1], 3, generator=seeded())
     assert tokens.dtype == localization.dtype == dtype
     assert (tokens.float() - expected).abs().mean() < 0.03 * expected.abs().mean()

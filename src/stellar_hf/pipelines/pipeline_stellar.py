@@ -303,7 +303,9 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         labels = self._class_labels(class_labels)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
-        latents = randn_tensor((len(labels), self.prior.latent_size), generator=generator, device=device)
+        shape = (len(labels), self.prior.latent_size)
+        generators: Any = generator if isinstance(generator, torch.Generator) or generator is None else list(generator)
+        latents = randn_tensor(shape, generator=generators, device=device)
         # The scheduler's own last step would go from 0.001 to 0, and change nothing.
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)

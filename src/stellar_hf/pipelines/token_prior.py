@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -35,7 +36,7 @@ class StellarTokenPriorOutput(BaseOutput):
     sample: Tensor
 
 
-class StellarTokenPrior(ModelMixin, ConfigMixin):
+class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """
     Velocity of the flow from noise to the tokens S and the localization L of an image, given its class.
 
@@ -65,7 +66,10 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):
         ValueError: If sizes do not fit.
     """
 
-    config_name = "config.json"
+    config: Any  # Diffusers declares a dict, but its fields are read as attributes
+    # `pack` and `unpack` do not call `forward`: this part brings its weights by itself.
+    _group_offload_block_modules = ["standardization"]  # type: ignore[assignment]
+    _no_split_modules = ["TokenPriorBlock"]  # type: ignore[assignment]
     num_train_timesteps = 1000  # of the scheduler: t = 1000 sigma
 
     @register_to_config
@@ -88,11 +92,7 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):
         square = localization_patch_size**2
         num_patches = grid_size[0] * grid_size[1]
         self.latent_size = num_sparse_tokens * token_size + num_patches * num_sparse_tokens
-        self.register_buffer("token_mean", torch.zeros(num_sparse_tokens, token_size))
-        self.register_buffer("token_std", torch.ones(num_sparse_tokens, token_size))
-        self.register_buffer("logit_mean", torch.zeros(num_sparse_tokens))
-        self.register_buffer("logit_std", torch.ones(()))
-
+        self.standardization = Standardization(num_sparse_tokens, token_size)
         self.timesteps = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.timestep_embedding = TimestepEmbedding(256, hidden_size)
         # The last one stands for any class.
@@ -108,7 +108,8 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):
         self.logit_head = LocalizationHead(
             hidden_size, num_sparse_tokens, localization_channels, localization_patch_size
         )
-        self._initialize()
+        nn.init.normal_(self.class_embedding.weight, std=0.5)
+        _zero(self.token_head)
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
@@ -155,8 +156,7 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):
             ValueError: If a shape is not the prior's.
         """
         self._check_factors(sparse_tokens, localization)
-        tokens = (sparse_tokens.float() - self.token_mean) / self.token_std
-        logits = (_centred_logits(localization) - self.logit_mean) / self.logit_std
+        tokens, logits = self.standardization(sparse_tokens.float(), _centred_logits(localization))
         return torch.cat([tokens.flatten(1), logits.flatten(1)], dim=1)
 
     def unpack(self, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,16 +169,15 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):
         Returns:
             S, (B, r, d), and L, (B, N, r), whose rows sum to 1, in float32.
         """
-        tokens, logits = self.split(latents.float())
-        localization = (logits * self.logit_std + self.logit_mean).softmax(dim=-1)
-        return tokens * self.token_std + self.token_mean, localization
+        tokens, logits = self.standardization(*self.split(latents.float()), inverse=True)
+        return tokens, logits.softmax(dim=-1)
 
     def split(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """
         The standardized tokens, (B, r, d), and logits, (B, N, r), of latents, (B, r * d + N * r), or of anything else
         of their shape.
         """
-        num_tokens, token_size = self.token_mean.shape
+        num_tokens, token_size = self.config.num_sparse_tokens, self.config.token_size
         tokens, logits = latents.split([num_tokens * token_size, self.latent_size - num_tokens * token_size], dim=1)
         return tokens.unflatten(1, (num_tokens, token_size)), logits.unflatten(1, (-1, num_tokens))
 
@@ -196,11 +195,7 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):
         self._check_factors(sparse_tokens, localization)
         if len(sparse_tokens) < 2:
             raise ValueError("There is one image, but standard deviations need two at least.")
-        tokens, logits = sparse_tokens.float(), _centred_logits(localization)
-        self.token_mean.copy_(tokens.mean(dim=0))
-        self.token_std.copy_(tokens.std(dim=0).clamp_min(1e-6))
-        self.logit_mean.copy_(logits.mean(dim=(0, 1)))
-        self.logit_std.copy_(logits.std().clamp_min(1e-6))
+        self.standardization.fit(sparse_tokens.float(), _centred_logits(localization))
 
     def _predict_clean(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
         dtype = self.token_embedding.weight.dtype
@@ -219,13 +214,6 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):
         clean_tokens = self.token_head(hidden_states[:, :num_tokens])
         clean_maps = self.logit_head(hidden_states[:, num_tokens:], maps, condition)
         return torch.cat([clean_tokens.flatten(1), clean_maps.flatten(2).transpose(1, 2).flatten(1)], dim=1)
-
-    def _initialize(self) -> None:
-        """Blocks start as the identity, and predictions at zero."""
-        nn.init.normal_(self.class_embedding.weight, std=0.5)
-        for layer in (*(block.norm1.linear for block in self.blocks), self.token_head, self.logit_head.conv_out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
     def _check_sizes(self) -> None:
         config = self.config
@@ -263,12 +251,41 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):
             )
 
 
+class Standardization(nn.Module):
+    """Means and standard deviations: of each number of each token, and of each token's logits, over all places."""
+
+    token_mean: Tensor
+    token_std: Tensor
+    logit_mean: Tensor
+    logit_std: Tensor
+
+    def __init__(self, num_sparse_tokens: int, token_size: int):
+        super().__init__()
+        self.register_buffer("token_mean", torch.zeros(num_sparse_tokens, token_size))
+        self.register_buffer("token_std", torch.ones(num_sparse_tokens, token_size))
+        self.register_buffer("logit_mean", torch.zeros(num_sparse_tokens))
+        self.register_buffer("logit_std", torch.ones(1))
+
+    def forward(self, tokens: Tensor, logits: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        """(B, r, d) and (B, N, r) float32, to mean 0 and variance 1 or back."""
+        if inverse:
+            return tokens * self.token_std + self.token_mean, logits * self.logit_std + self.logit_mean
+        return (tokens - self.token_mean) / self.token_std, (logits - self.logit_mean) / self.logit_std
+
+    def fit(self, tokens: Tensor, logits: Tensor) -> None:
+        self.token_mean.copy_(tokens.mean(dim=0))
+        self.token_std.copy_(tokens.std(dim=0).clamp_min(1e-6))
+        self.logit_mean.copy_(logits.mean(dim=(0, 1)))
+        self.logit_std.copy_(logits.std().clamp_min(1e-6))
+
+
 class TokenPriorBlock(nn.Module):
     """A transformer block whose norms are scaled and shifted, and whose residuals are gated, by the condition."""
 
     def __init__(self, hidden_size: int, num_attention_heads: int):
         super().__init__()
         self.norm1 = AdaLayerNormZero(hidden_size)
+        _zero(self.norm1.linear)  # a new block is the identity
         self.attention = Attention(
             query_dim=hidden_size, heads=num_attention_heads, dim_head=hidden_size // num_attention_heads, bias=True
         )
@@ -295,6 +312,7 @@ class LocalizationHead(nn.Module):
         )
         self.norm_out = nn.GroupNorm(_NUM_GROUPS, channels, eps=1e-6)
         self.conv_out = nn.Conv2d(channels, num_sparse_tokens, 3, padding=1)
+        _zero(self.conv_out)
 
     def forward(self, hidden_states: Tensor, maps: Tensor, condition: Tensor) -> Tensor:
         """(B, squares, hidden_size), (B, r, h, w), (B, hidden_size) to (B, r, h, w)."""
@@ -304,6 +322,12 @@ class LocalizationHead(nn.Module):
         for resnet in self.resnets:
             features = resnet(features, condition)
         return self.conv_out(nn.functional.silu(self.norm_out(features)))
+
+
+def _zero(layer: nn.Linear | nn.Conv2d) -> None:
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _centred_logits(localization: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import safe_open
@@ -52,7 +52,7 @@ class TokenPriorForTraining(nn.Module):
     @property
     def average(self) -> StellarTokenPrior:
         """The prior with averaged weights, which draws better than the last ones."""
-        return self._average.module
+        return cast("StellarTokenPrior", self._average.module)
 
     def forward(
         self, sparse_tokens: Tensor, localization: Tensor, class_labels: Tensor | None = None
