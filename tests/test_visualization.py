@@ -9,7 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from stellar_hf.visualization import plot_edits, plot_reconstructions, resolve_grid_size, token_overlay, token_palette
+from stellar_hf.visualization import (
+    plot_edits,
+    plot_image_grid,
+    plot_reconstructions,
+    resolve_grid_size,
+    token_overlay,
+    token_palette,
+)
 
 
 def example(batch: int = 3, patches: int = 16, tokens: int = 5, size: tuple[int, int] = (32, 32)):
@@ -135,3 +142,15 @@ def test_figure_of_edits_has_images_above_their_tokens():
         np.testing.assert_array_equal(panels[2 + column], painted)
     with pytest.raises(ValueError, match="1 titles"):
         plot_edits(pil, list(localization), ["before"], grid_size=(2, 4))
+
+
+def test_image_grid_has_a_panel_for_each_image():
+    images = [Image.new("RGB", (20, 10), (60 * column, 0, 0)) for column in range(3)]
+    figure = plot_image_grid([("real", images), ("", images)], ["red_brick", "", "c"])
+    assert len(figure.axes) == 6 and figure.axes[0].get_title() == "red brick"
+    shown = [axes.images[0].get_array()[0, 0, 0] for axes in figure.axes]
+    assert shown == [0, 60, 120] * 2
+    with pytest.raises(ValueError, match="'real' has 3 images for 2 columns"):
+        plot_image_grid([("real", images)], ["a", "b"])
+    with pytest.raises(ValueError, match="no image"):
+        plot_image_grid([], [])

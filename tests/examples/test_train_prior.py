@@ -1,0 +1,150 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""The script that trains the prior as a user runs it: embedded crops, features of own images, resumed, refused."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stellar_hf import StellarPipeline
+from stellar_hf.data import PHOTOGRAPH_NAMES, ExtractedTokens
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = ("--hidden_size", 16, "--num_layers", 1, "--localization_channels", 8, "--num_inference_steps", 2)
+QUICK = ("--max_steps", 4, "--per_device_train_batch_size", 8, "--disable_tqdm=true", "--use_cpu")
+
+
+@pytest.fixture
+def run_script(monkeypatch, tmp_path):
+    """Runs a script of the examples with arguments, in this process and a folder of its own."""
+    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *argv):
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        script = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, script)  # its dataclass looks its own module up
+        spec.loader.exec_module(script)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+        script.main()
+
+    return run
+
+
+@pytest.fixture
+def own_images(tmp_path):
+    """Twelve images of two classes, by the names of their folders."""
+    rng = np.random.default_rng(0)
+    for name, level in (("dark", 0), ("light", 180)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(level, level + 60, (40, 44, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    return tmp_path / "photos"
+
+
+def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(run_script, capsys):
+    crops = ("--num_train_crops", 48, "--num_eval_crops", 12)
+    run_script("train_prior", *TINY, *QUICK, *crops, "--output_dir", "out")
+    printed = capsys.readouterr().out
+    assert "held-out crops" in printed and "generated" in printed and "names the photograph" in printed
+    results = json.loads(Path("out/all_results.json").read_text())
+    for row in ("held_out_crops", "their_reconstructions", "copied_training_crops", "generated"):
+        for name in ("named", "frechet_distance", "nearest_features", "nearest_pixels"):
+            assert np.isfinite(results[f"test_{row}_{name}"])
+    # A copy is nearer to the training set than an unseen crop is.
+    assert results["test_copied_training_crops_nearest_pixels"] < results["test_held_out_crops_nearest_pixels"]
+    assert Image.open("out/samples.png").width > 1000
+
+    pipe = StellarPipeline.from_pretrained("out/pipeline")
+    assert tuple(pipe.prior.config.class_names) == PHOTOGRAPH_NAMES
+    (image,) = pipe.generate("flower", 2, height=48, width=64).images
+    assert image.size == (64, 48)
+
+    # The same command only measures again, with the same result.
+    run_script("train_prior", *TINY, *QUICK, *crops, "--output_dir", "out")
+    assert "The training is finished" in capsys.readouterr().out
+    again = json.loads(Path("out/all_results.json").read_text())
+    assert again["test_generated_nearest_pixels"] == results["test_generated_nearest_pixels"]
+
+
+@pytest.mark.parametrize("options", [(), ("--top_k", 2, "--dtype", "float16")])
+def test_features_of_own_images(run_script, own_images, capsys, options):
+    run_script("extract_features", "--image_dir", own_images, "--output_dir", "features", *options)
+    data = ExtractedTokens("features")
+    assert len(data) == 12 and data.grid_size == (16, 16)
+    assert data.num_classes == 2 and data.class_names == ["dark", "light"]
+    row = data[11]
+    assert row["sparse_tokens"].shape == (6, 128) and row["sparse_tokens"].dtype == torch.float32
+    assert row["localization"].dtype == torch.float32 and int(row["class_labels"]) == 1
+    torch.testing.assert_close(row["localization"].sum(-1), torch.ones(256))
+    num_shares = (row["localization"] > 0).sum(-1).max()
+    assert num_shares == 2 if options else num_shares > 2
+
+    run_script("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
+    assert "12 images, 2 classes" in capsys.readouterr().out
+    pipe = StellarPipeline.from_pretrained("out/pipeline")
+    assert len(pipe.generate(["dark", 1, None], 2).images) == 3
+    assert Path("out/samples.png").is_file()
+
+
+def test_images_without_classes(run_script, own_images, capsys):
+    for number, file in enumerate(sorted(own_images.glob("*/*.png"))):
+        file.rename(own_images / f"{number}.png")
+    for folder in ("dark", "light"):
+        (own_images / folder).rmdir()
+    run_script("extract_features", "--image_dir", own_images, "--output_dir", "features")
+    run_script("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
+    assert "12 images, 0 classes" in capsys.readouterr().out
+    pipe = StellarPipeline.from_pretrained("out/pipeline")
+    assert len(pipe.generate([None] * 2, 2).images) == 2
+    with pytest.raises(ValueError, match="no class 0"):
+        pipe.generate([0])
+
+
+def test_training_goes_on_from_its_checkpoint(run_script, capsys):
+    crops = ("--num_train_crops", 24, "--num_eval_crops", 4, "--save_steps", 2)
+    run_script("train_prior", *TINY, *QUICK, *crops, "--output_dir", "whole")
+    run_script("train_prior", *TINY, *QUICK, *crops, "--max_steps", 4, "--output_dir", "half")
+    # As if the second had been killed after its first checkpoint.
+    for name in ("checkpoint-4", "pipeline"):
+        for file in sorted(Path("half", name).rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        Path("half", name).rmdir()
+    capsys.readouterr()
+    run_script("train_prior", *TINY, *QUICK, *crops, "--output_dir", "half")
+    assert "Going on from" in capsys.readouterr().out
+    priors = [StellarPipeline.from_pretrained(f"{name}/pipeline").prior.state_dict() for name in ("whole", "half")]
+    for name, weight in priors[0].items():
+        assert torch.equal(weight, priors[1][name]), name
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--features_dir", "nowhere"), "no features in nowhere.*extract_features"),
+        (("--localization_patch_size", 3, "--num_train_crops", 8), "localization_patch_size, 3, divides"),
+        (("--hidden_size", 30, "--num_train_crops", 8), "hidden_size is 30"),
+    ],
+)
+def test_wrong_arguments_end_in_a_sentence(run_script, argv, message):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+        run_script("train_prior", *QUICK, *argv)
+
+
+def test_grids_must_be_of_one_size(run_script, own_images):
+    run_script("extract_features", "--image_dir", own_images, "--output_dir", "features")
+    file = next(Path("features/features").glob("*.parquet"))
+    rows = datasets.Dataset.from_parquet(str(file))
+    rows = rows.map(lambda row, index: {"grid_size": [16, 16 + index % 2]}, with_indices=True)
+    Path("other").mkdir()
+    rows.to_parquet("other/features.parquet")
+    with pytest.raises(ValueError, match="grids of 2 sizes"):
+        ExtractedTokens("other")
