@@ -1,0 +1,527 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""
+Iterative decoding of codes, MaskGIT-fashion, beside the one step of `StellarPipeline`.
+
+Trains a small MaskGIT-VQ tokenizer and a small STELLAR on its codes, on photo mosaics, for each seed. Then decodes
+test scenes and tiles of two photographs: in one step at several temperatures, and over a cosine schedule that keeps
+the most confident codes and samples the others again. STELLAR's decoder sees Z = L S and no codes, so what has been
+decided can only come back to it as an image that is encoded once more.
+
+Everything that is finished is kept in --output_dir: started again, the benchmark goes on from there.
+
+    python benchmarks/iterative_decoding.py
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+import stellar_hf
+from stellar_hf import StellarForImageReconstruction
+from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_photo_mosaics
+from stellar_hf.data.photo_mosaics import photograph
+from stellar_hf.evaluation import psnr
+from stellar_hf.initialization_stellar import resized_positions
+from stellar_hf.pipelines import MaskGitVQModel
+from stellar_hf.pipelines.pipeline_stellar import sample_codes
+
+IMAGE_SIZE = 32
+PATCH_SIZE = 4
+GRID = (IMAGE_SIZE // PATCH_SIZE, IMAGE_SIZE // PATCH_SIZE)
+NUM_CODES = 512
+BATCH_SIZE = 64
+# About the variance of the images' pixels: with it, errors of images and of latents have the same scale.
+PIXEL_VARIANCE = 0.06
+ONE_STEP = {f"one step, T = {temperature}": temperature for temperature in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)}
+STEPS = (2, 4, 8, 16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("iterative-decoding"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--num_train_scenes", type=int, default=8000)
+    parser.add_argument("--num_test_scenes", type=int, default=256, help="of each seed")
+    parser.add_argument("--perceptual_steps", type=int, default=600)
+    parser.add_argument("--tokenizer_steps", type=int, default=400)
+    parser.add_argument("--stellar_steps", type=int, default=350)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    perceptual = trained_perceptual_network(args)
+    measured: dict[str, list[dict]] = {"photo mosaics": [], "photographs": []}
+    for seed in args.seeds:
+        folder = args.output_dir / f"seed-{seed}"
+        tokenizer = trained_tokenizer(folder / "tokenizer", seed, args)
+        models = Models(trained_stellar(folder / "stellar", tokenizer, seed, args), tokenizer)
+        test_sets = {
+            "photo mosaics": scenes("test", args.num_test_scenes, seed=seed),
+            "photographs": photograph_tiles(),
+        }
+        for name, images in test_sets.items():
+            file = folder / f"{name.replace(' ', '-')}.pt"
+            measured[name].append(measure_all(file, models, perceptual, images, seed))
+    for name, of_seeds in measured.items():
+        print_table(name, of_seeds)
+
+
+# Images --------------------------------------------------------------------------------------------------------------
+
+
+def scenes(split: str, count: int, seed: int = 0) -> Tensor:
+    """Images (count, 3, 32, 32) uint8 of photo mosaics."""
+    return torch.stack(images_to_tensor(load_photo_mosaics(split, count, IMAGE_SIZE, seed=seed)["image"]))
+
+
+def photograph_tiles() -> Tensor:
+    """scikit-learn's two photographs in tiles (B, 3, 32, 32) uint8, as detailed as the scenes."""
+    tiles = []
+    for name in ("china", "flower"):
+        image = photograph(name)
+        (pixels,) = images_to_tensor([image.resize((256, 160), Image.Resampling.BICUBIC)])
+        rows = pixels.unfold(1, IMAGE_SIZE, IMAGE_SIZE).unfold(2, IMAGE_SIZE, IMAGE_SIZE)
+        tiles.append(rows.permute(1, 2, 0, 3, 4).flatten(0, 1))
+    return torch.cat(tiles)
+
+
+def training_batches(num_images: int, steps: int, name: str) -> Iterator[Tensor]:
+    """Indices of a batch for each step."""
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        yield torch.randint(num_images, (BATCH_SIZE,))
+        if step % 100 == 0:
+            print(f"{name}: step {step} of {steps}, {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def descent_of(module: nn.Module, steps: int, learning_rate: float) -> Callable[[Tensor], None]:
+    """A function that takes a step of AdamW and of its schedule."""
+    optimizer = torch.optim.AdamW(module.parameters(), betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+
+    def descend(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+
+    return descend
+
+
+# Perceptual distance -------------------------------------------------------------------------------------------------
+
+
+class PerceptualNetwork(nn.Module):
+    """A small classifier of photographs, whose features compare images as LPIPS does, without learned weights."""
+
+    def __init__(self):
+        super().__init__()
+        widths = (3, 32, 64, 128)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(inner, outer, kernel_size=3, padding=1, stride=1 if inner == 3 else 2),
+                nn.BatchNorm2d(outer),
+                nn.ReLU(),
+                nn.Conv2d(outer, outer, kernel_size=3, padding=1),
+                nn.BatchNorm2d(outer),
+                nn.ReLU(),
+            )
+            for inner, outer in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.classifier = nn.Linear(widths[-1], len(PHOTOGRAPH_NAMES))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        features = [2 * images - 1]
+        for block in self.blocks:
+            features.append(block(features[-1]))
+        return features[1:]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images)[-1].mean(dim=(2, 3)))
+
+    def distance(self, images: Tensor, others: Tensor) -> Tensor:
+        """(B,): squared distance of features of unit length, mean over positions, summed over the blocks."""
+        pairs = zip(self.features(images), self.features(others), strict=True)
+        return sum((F.normalize(a) - F.normalize(b)).square().sum(1).mean((1, 2)) for a, b in pairs)
+
+
+def trained_perceptual_network(args: argparse.Namespace) -> PerceptualNetwork:
+    file = args.output_dir / "perceptual.pt"
+    network = PerceptualNetwork()
+    if file.exists():
+        network.load_state_dict(torch.load(file))
+        return network.eval()
+    torch.manual_seed(0)
+    crops = load_photo_mosaics("train", args.num_train_scenes, IMAGE_SIZE, num_regions=1)
+    images, labels = torch.stack(images_to_tensor(crops["image"])), torch.tensor(crops["label"])
+    descend = descent_of(network, args.perceptual_steps, learning_rate=3e-3)
+    for batch in training_batches(len(images), args.perceptual_steps, "perceptual network"):
+        descend(F.cross_entropy(network(images[batch].float() / 255), labels[batch]))
+    network.eval()
+    test = load_photo_mosaics("test", 1000, IMAGE_SIZE, num_regions=1)
+    with torch.no_grad():
+        predicted = network(torch.stack(images_to_tensor(test["image"])).float() / 255).argmax(-1)
+    accuracy = (predicted == torch.tensor(test["label"])).float().mean()
+    print(f"perceptual network: names the photograph of {accuracy:.1%} of 1000 test crops")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), file)
+    return network
+
+
+# Tokenizer and STELLAR -----------------------------------------------------------------------------------------------
+
+
+def trained_tokenizer(folder: Path, seed: int, args: argparse.Namespace) -> MaskGitVQModel:
+    if folder.exists():
+        return MaskGitVQModel.from_pretrained(folder).eval()
+    torch.manual_seed(seed)
+    images = scenes("train", args.num_train_scenes)
+    tokenizer = MaskGitVQModel(
+        block_out_channels=(16, 32, 64),
+        layers_per_block=1,
+        latent_channels=32,
+        num_vq_embeddings=NUM_CODES,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+    )
+    steps = args.tokenizer_steps
+    descend = descent_of(tokenizer, steps, learning_rate=2e-3)
+    used = torch.zeros(NUM_CODES, dtype=torch.bool)
+    for step, batch in enumerate(training_batches(len(images), steps, "tokenizer")):
+        pixels = images[batch].float() / 255
+        latents = tokenizer.encoder(pixels)
+        if step < 0.1 * steps:  # an autoencoder first, whose latents then give the codes
+            descend(F.mse_loss(tokenizer.decoder(latents), pixels) / PIXEL_VARIANCE)
+            continue
+        if step < 0.8 * steps and step % 20 == 0:
+            replace_codes(tokenizer, ~used, latents)
+            used.zero_()
+        codes = tokenizer.quantize(latents.permute(0, 2, 3, 1))
+        used[codes] = True
+        descend(tokenizer_loss(tokenizer, pixels, latents, codes))
+    tokenizer.save_pretrained(folder)
+    return tokenizer.eval()
+
+
+def tokenizer_loss(tokenizer: MaskGitVQModel, pixels: Tensor, latents: Tensor, codes: Tensor) -> Tensor:
+    """Of reconstruction, codebook and commitment, with the straight-through gradient."""
+    quantized = tokenizer.quantize.embedding(codes).permute(0, 3, 1, 2)
+    decoded = tokenizer.decoder(latents + (quantized - latents).detach())
+    commitment = F.mse_loss(quantized, latents.detach()) + 0.25 * F.mse_loss(latents, quantized.detach())
+    return F.mse_loss(decoded, pixels) / PIXEL_VARIANCE + commitment
+
+
+@torch.no_grad()
+def replace_codes(tokenizer: MaskGitVQModel, unused: Tensor, latents: Tensor) -> None:
+    """Puts random latents in place of codes that no patch chose."""
+    candidates = latents.permute(0, 2, 3, 1).flatten(0, 2)
+    chosen = torch.randperm(len(candidates))[: int(unused.sum())]
+    tokenizer.quantize.embedding.weight[unused] = candidates[chosen]
+
+
+def trained_stellar(
+    folder: Path, tokenizer: MaskGitVQModel, seed: int, args: argparse.Namespace
+) -> StellarForImageReconstruction:
+    if folder.exists():
+        return StellarForImageReconstruction.from_pretrained(folder).eval()
+    torch.manual_seed(seed)
+    images = scenes("train", args.num_train_scenes)
+    codes = codes_of(tokenizer, images)
+    model = stellar_of_demo().train()
+    descend = descent_of(model, args.stellar_steps, learning_rate=1e-3)
+    for batch in training_batches(len(images), args.stellar_steps, "STELLAR"):
+        pixel_values = normalized(model, images[batch].float() / 255)
+        descend(model(pixel_values, code_labels=codes[batch]).loss)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@torch.no_grad()
+def stellar_of_demo() -> StellarForImageReconstruction:
+    """The demo model on patches twice as large, at first seen at half the resolution, with a head of codes."""
+    demo = StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL)
+    model = StellarForImageReconstruction.from_pretrained(
+        stellar_hf.DEMO_MODEL,
+        patch_size=PATCH_SIZE,
+        reconstruction_target="codes",
+        codebook_size=NUM_CODES,
+        ignore_mismatched_sizes=True,
+    )
+    old, new = demo.stellar.embeddings, model.stellar.embeddings
+    kernel = old.patch_embeddings.projection.weight
+    new.patch_embeddings.projection.weight.copy_(F.interpolate(kernel, scale_factor=2) / 4)
+    positions = old.position_embeddings
+    new.position_embeddings.copy_(torch.cat([positions[:, :1], resized_positions(positions[:, 1:], GRID)], dim=1))
+    return model
+
+
+def normalized(model: StellarForImageReconstruction, images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.config.image_mean, model.config.image_std))
+    return (images - mean) / std
+
+
+@torch.no_grad()
+def codes_of(tokenizer: MaskGitVQModel, images: Tensor) -> Tensor:
+    return torch.cat([tokenizer.encode(batch.float() / 255).codes for batch in images.split(256)])
+
+
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
+class Encoded(NamedTuple):
+    """Images as STELLAR sees them: S, L and the logits of codes."""
+
+    tokens: Tensor
+    localization: Tensor
+    logits: Tensor
+
+
+class Models(NamedTuple):
+    stellar: StellarForImageReconstruction
+    tokenizer: MaskGitVQModel
+
+    def encode(self, images: Tensor) -> Encoded:
+        output = self.stellar(normalized(self.stellar, images), return_loss=False)
+        return Encoded(output.sparse_tokens, output.localization, output.reconstruction)
+
+    def logits(self, tokens: Tensor, localization: Tensor) -> Tensor:
+        return self.stellar.decode(tokens, localization, GRID)
+
+    def images(self, codes: Tensor) -> Tensor:
+        return self.tokenizer.decode(codes=codes, grid_size=GRID).sample
+
+    def mean_images(self, logits: Tensor) -> Tensor:
+        """Of the mean of the codes under their distribution, which is no code."""
+        latents = logits.softmax(-1) @ self.tokenizer.quantize.embedding.weight
+        return self.tokenizer.decode(latents=latents.transpose(1, 2).unflatten(2, GRID)).sample
+
+
+# What the image of the present codes, encoded again, tells about the codes to come: their logits, and the confidence
+# (B, N) in the present ones, which is their probability where there is None.
+Feedback = Callable[[Models, Encoded, Tensor], tuple[Tensor, Tensor | None]]
+
+
+def no_feedback(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
+    return first.logits, None
+
+
+def encoded_again(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
+    return models.encode(models.images(codes)).logits, None
+
+
+def product(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
+    """The normalized geometric mean of both distributions."""
+    again = models.encode(models.images(codes))
+    return (first.logits.log_softmax(-1) + again.logits.log_softmax(-1)) / 2, None
+
+
+def mean_of_z(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
+    return _logits_of_combined_z(models, first, models.encode(models.images(codes)), 0.5), None
+
+
+def corrected_z(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
+    """Z plus what the image of the codes lacks of it, half of it."""
+    return _logits_of_combined_z(models, first, models.encode(models.images(codes)), 1.5), None
+
+
+def _logits_of_combined_z(models: Models, first: Encoded, again: Encoded, weight: float) -> Tensor:
+    """From weight * Z + (1 - weight) * Z', as the product of all tokens and both maps."""
+    tokens = torch.cat([first.tokens, again.tokens], dim=1)
+    localization = torch.cat([weight * first.localization, (1 - weight) * again.localization], dim=2)
+    return models.logits(tokens, localization)
+
+
+def critic(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The first logits; a code is kept where the image of all codes has the Z that it is to have."""
+    again = models.encode(models.images(codes))
+    difference = first.localization @ first.tokens - again.localization @ again.tokens
+    return first.logits, -difference.square().sum(-1)
+
+
+# With the temperatures of the first step and of the end of the schedule.
+ITERATIVE: dict[str, tuple[Feedback, tuple[tuple[float, float], ...]]] = {
+    "no feedback": (no_feedback, ((0.5, 0.5), (1.0, 1.0), (1.0, 0.0))),
+    "product": (product, ((0.0, 0.0), (1.0, 0.0))),
+    "mean of Z": (mean_of_z, ((0.0, 0.0),)),
+    "corrected Z": (corrected_z, ((0.0, 0.0),)),
+    "critic": (critic, ((0.5, 0.5),)),
+    "encoded again": (encoded_again, ((0.0, 0.0),)),
+}
+
+
+def iterate(
+    models: Models,
+    first: Encoded,
+    feedback: Feedback,
+    steps: int,
+    temperatures: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
+    """Codes (B, N): in each step all that are not kept are chosen anew, and more of the most confident are kept."""
+    start, end = temperatures
+    codes, confidence = _choose(first.logits, start, generator)
+    for step in range(1, steps):
+        kept_count = codes.shape[1] - int(codes.shape[1] * math.cos(math.pi / 2 * step / steps))
+        logits, judged = feedback(models, first, codes)
+        most_confident = (confidence if judged is None else judged).topk(kept_count).indices
+        kept = torch.zeros_like(codes, dtype=torch.bool).scatter(1, most_confident, True)
+        chosen, new_confidence = _choose(logits, start + (end - start) * step / steps, generator)
+        codes = torch.where(kept, codes, chosen)
+        # What is kept stays kept.
+        confidence = torch.where(kept, math.inf, new_confidence)
+    return codes
+
+
+def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Codes, and the logarithms of their probabilities."""
+    codes = sample_codes(logits, temperature, generator=generator)
+    return codes, logits.log_softmax(-1).gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+
+
+# Measurement ---------------------------------------------------------------------------------------------------------
+
+# From the models, what the encoder says and the true codes: images and, if there are any, their codes.
+Decode = Callable[[Models, Encoded, Tensor, torch.Generator], tuple[Tensor, Tensor | None]]
+
+
+def variants() -> dict[str, Decode]:
+    named: dict[str, Decode] = {
+        "tokenizer alone": lambda models, first, truth, generator: (models.images(truth), truth),
+        "mean of the codes": lambda models, first, truth, generator: (models.mean_images(first.logits), None),
+    }
+    for name, temperature in ONE_STEP.items():
+        named[name] = decode_with(no_feedback, 1, (temperature, temperature))
+    for steps in STEPS:
+        for family, (feedback, schedules) in ITERATIVE.items():
+            for start, end in schedules:
+                temperatures = f"{start}" if start == end else f"{start} to {end}"
+                named[f"{family}, T = {temperatures}, {steps} steps"] = decode_with(feedback, steps, (start, end))
+    return named
+
+
+def decode_with(feedback: Feedback, steps: int, temperatures: tuple[float, float]) -> Decode:
+    def decode(models: Models, first: Encoded, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        codes = iterate(models, first, feedback, steps, temperatures, generator)
+        return models.images(codes), codes
+
+    return decode
+
+
+@torch.no_grad()
+def measure_all(
+    file: Path, models: Models, perceptual: PerceptualNetwork, images: Tensor, seed: int
+) -> dict[str, dict[str, Tensor]]:
+    """Measures (B,) of each image under each variant; those that `file` holds are not measured again."""
+    results = torch.load(file) if file.exists() else {}
+    batches = (images.float() / 255).split(128)
+    encoded = [models.encode(batch) for batch in batches]
+    true_codes = [models.tokenizer.encode(batch).codes for batch in batches]
+
+    for name, decode in variants().items():
+        if name in results:
+            continue
+        generator = torch.Generator().manual_seed(seed)
+        start = time.perf_counter()
+        rows = []
+        for batch, first, truth in zip(batches, encoded, true_codes, strict=True):
+            decoded, codes = decode(models, first, truth, generator)
+            right = torch.full((len(batch),), math.nan) if codes is None else (codes == truth).float().mean(1)
+            rows.append(measures(perceptual, decoded, batch) | {"codes right": right})
+        results[name] = {metric: torch.cat([row[metric] for row in rows]) for metric in rows[0]}
+        torch.save(results, file)
+        means = ", ".join(f"{metric} {values.mean():.4g}" for metric, values in results[name].items())
+        print(f"{file.stem}, seed {seed}, {name}: {means} ({time.perf_counter() - start:.0f} s)", flush=True)
+    return results
+
+
+def measures(perceptual: PerceptualNetwork, images: Tensor, originals: Tensor) -> dict[str, Tensor]:
+    similarities = [
+        structural_similarity(image.numpy(), original.numpy(), channel_axis=0, data_range=1)
+        for image, original in zip(images, originals, strict=True)
+    ]
+    return {
+        "PSNR": psnr(images, originals),
+        "SSIM": torch.tensor(similarities),
+        "distance": perceptual.distance(images, originals),
+        "gradient": gradient_magnitude(images),
+        "original gradient": gradient_magnitude(originals),
+    }
+
+
+def gradient_magnitude(images: Tensor) -> Tensor:
+    """(B,): the mean length of the brightness gradient."""
+    brightness = images.mean(dim=1)
+    down, right = brightness[:, 1:, :-1] - brightness[:, :-1, :-1], brightness[:, :-1, 1:] - brightness[:, :-1, :-1]
+    return (down.square() + right.square()).sqrt().mean(dim=(1, 2))
+
+
+# Table ---------------------------------------------------------------------------------------------------------------
+
+
+def print_table(name: str, of_seeds: list[dict[str, dict[str, Tensor]]]) -> None:
+    """Means over images and seeds; gains against one step of equal PSNR, with standard errors, and of each seed."""
+    num_images = len(of_seeds[0]["tokenizer alone"]["PSNR"])
+    means = [weighted_means(results, np.full((1, num_images), 1 / num_images)) for results in of_seeds]
+    gains = [gains_at_equal_psnr(of_seed) for of_seed in means]
+    errors = [gains_at_equal_psnr(weighted_means(results, bootstrap(num_images))) for results in of_seeds]
+
+    print(f"\n{name}, {len(of_seeds)} seeds of {num_images} images\n")
+    print("| | PSNR | SSIM | distance | sharpness | codes right | less distance at equal PSNR | seeds |")
+    print("|---|---|---|---|---|---|---|---|")
+    for variant in means[0]:
+        figures = {metric: np.mean([of_seed[variant][metric] for of_seed in means]) for metric in means[0][variant]}
+        gain = np.mean([of_seed[variant] for of_seed in gains])
+        error = np.mean([of_seed[variant] for of_seed in errors], axis=0).std()
+        seeds = " / ".join(f"{of_seed[variant][0]:+.4f}" for of_seed in gains)
+        print(
+            f"| {variant} | {figures['PSNR']:.2f} | {figures['SSIM']:.3f} | {figures['distance']:.4f} "
+            f"| {figures['sharpness']:.2f} | {figures['codes right']:.1%} | {gain:+.4f} ± {error:.4f} | {seeds} |"
+        )
+
+
+def bootstrap(num_images: int, count: int = 500) -> np.ndarray:
+    """Weights (count, num_images) of the images in samples with replacement; always the same."""
+    return np.random.default_rng(0).multinomial(num_images, np.full(num_images, 1 / num_images), count) / num_images
+
+
+def weighted_means(results: dict[str, dict[str, Tensor]], weights: np.ndarray) -> dict[str, dict[str, np.ndarray]]:
+    """Means (W,) of each measure for W weightings (W, B) of the images."""
+    means = {
+        variant: {metric: weights @ values.double().numpy() for metric, values in measured.items()}
+        for variant, measured in results.items()
+    }
+    for of_variant in means.values():
+        of_variant["sharpness"] = of_variant.pop("gradient") / of_variant.pop("original gradient")
+    return means
+
+
+def gains_at_equal_psnr(means: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """
+    By how much the distance of each variant is below that of one step at the temperature of the same PSNR, (W,).
+
+    One step is interpolated between the measured temperatures; beyond them, the last of them counts.
+    """
+    front = np.array([[means[name][metric] for name in ONE_STEP] for metric in ("PSNR", "distance")])
+    gains = {}
+    for variant, figures in means.items():
+        of_equal_psnr = []
+        for index, value in enumerate(figures["PSNR"]):
+            order = front[0, :, index].argsort()
+            of_equal_psnr.append(np.interp(value, front[0, order, index], front[1, order, index]))
+        gains[variant] = np.array(of_equal_psnr) - figures["distance"]
+    return gains
+
+
+if __name__ == "__main__":
+    main()
