@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
+from transformers.utils import logging
 
 import stellar_hf
 from stellar_hf import StellarForImageReconstruction
@@ -53,11 +54,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--num_train_scenes", type=int, default=8000)
     parser.add_argument("--num_test_scenes", type=int, default=256, help="of each seed")
-    parser.add_argument("--perceptual_steps", type=int, default=600)
+    parser.add_argument("--perceptual_steps", type=int, default=300)
     parser.add_argument("--tokenizer_steps", type=int, default=400)
     parser.add_argument("--stellar_steps", type=int, default=350)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    logging.set_verbosity_error()  # no report on the layers of the demo model that are made anew
+    logging.disable_progress_bar()
 
     perceptual = trained_perceptual_network(args)
     measured: dict[str, list[dict]] = {"photo mosaics": [], "photographs": []}
@@ -158,11 +161,11 @@ class PerceptualNetwork(nn.Module):
 
 def trained_perceptual_network(args: argparse.Namespace) -> PerceptualNetwork:
     file = args.output_dir / "perceptual.pt"
+    torch.manual_seed(0)
     network = PerceptualNetwork()
     if file.exists():
         network.load_state_dict(torch.load(file))
         return network.eval()
-    torch.manual_seed(0)
     crops = load_photo_mosaics("train", args.num_train_scenes, IMAGE_SIZE, num_regions=1)
     images, labels = torch.stack(images_to_tensor(crops["image"])), torch.tensor(crops["label"])
     descend = descent_of(network, args.perceptual_steps, learning_rate=3e-3)
@@ -470,24 +473,30 @@ def gradient_magnitude(images: Tensor) -> Tensor:
 
 
 def print_table(name: str, of_seeds: list[dict[str, dict[str, Tensor]]]) -> None:
-    """Means over images and seeds; gains against one step of equal PSNR, with standard errors, and of each seed."""
+    """Means over images and seeds; differences from one step at equal PSNR with standard errors, and of each seed."""
     num_images = len(of_seeds[0]["tokenizer alone"]["PSNR"])
     means = [weighted_means(results, np.full((1, num_images), 1 / num_images)) for results in of_seeds]
-    gains = [gains_at_equal_psnr(of_seed) for of_seed in means]
-    errors = [gains_at_equal_psnr(weighted_means(results, bootstrap(num_images))) for results in of_seeds]
+    resampled = [weighted_means(results, bootstrap(num_images)) for results in of_seeds]
 
-    print(f"\n{name}, {len(of_seeds)} seeds of {num_images} images\n")
-    print("| | PSNR | SSIM | distance | sharpness | codes right | less distance at equal PSNR | seeds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"\n{name}, {len(of_seeds)} seeds of {num_images} images; the last columns are differences at equal PSNR\n")
+    print("| | PSNR | SSIM | distance | sharpness | codes right | distance | of each seed | sharpness |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for variant in means[0]:
         figures = {metric: np.mean([of_seed[variant][metric] for of_seed in means]) for metric in means[0][variant]}
-        gain = np.mean([of_seed[variant] for of_seed in gains])
-        error = np.mean([of_seed[variant] for of_seed in errors], axis=0).std()
-        seeds = " / ".join(f"{of_seed[variant][0]:+.4f}" for of_seed in gains)
-        print(
-            f"| {variant} | {figures['PSNR']:.2f} | {figures['SSIM']:.3f} | {figures['distance']:.4f} "
-            f"| {figures['sharpness']:.2f} | {figures['codes right']:.1%} | {gain:+.4f} ± {error:.4f} | {seeds} |"
-        )
+        columns = [
+            f"{figures['PSNR']:.2f}",
+            f"{figures['SSIM']:.3f}",
+            f"{figures['distance']:.4f}",
+            f"{figures['sharpness']:.3f}",
+            f"{figures['codes right']:.1%}",
+        ]
+        for metric in ("distance", "sharpness"):
+            of_seed = [excess_at_equal_psnr(seed_means, variant, metric).item() for seed_means in means]
+            samples = [excess_at_equal_psnr(seed_means, variant, metric) for seed_means in resampled]
+            columns.append(f"{np.mean(of_seed):+.4f} ± {np.mean(samples, axis=0).std():.4f}")
+            if metric == "distance":
+                columns.append(" / ".join(f"{value:+.4f}" for value in of_seed))
+        print(f"| {variant} | {' | '.join(columns)} |")
 
 
 def bootstrap(num_images: int, count: int = 500) -> np.ndarray:
@@ -506,21 +515,19 @@ def weighted_means(results: dict[str, dict[str, Tensor]], weights: np.ndarray) -
     return means
 
 
-def gains_at_equal_psnr(means: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def excess_at_equal_psnr(means: dict[str, dict[str, np.ndarray]], variant: str, metric: str) -> np.ndarray:
     """
-    By how much the distance of each variant is below that of one step at the temperature of the same PSNR, (W,).
+    The metric (W,) of a variant minus that of one step at the temperature that gives the same PSNR.
 
     One step is interpolated between the measured temperatures; beyond them, the last of them counts.
     """
-    front = np.array([[means[name][metric] for name in ONE_STEP] for metric in ("PSNR", "distance")])
-    gains = {}
-    for variant, figures in means.items():
-        of_equal_psnr = []
-        for index, value in enumerate(figures["PSNR"]):
-            order = front[0, :, index].argsort()
-            of_equal_psnr.append(np.interp(value, front[0, order, index], front[1, order, index]))
-        gains[variant] = np.array(of_equal_psnr) - figures["distance"]
-    return gains
+    one_step = {name: np.stack([means[temperature][name] for temperature in ONE_STEP]) for name in ("PSNR", metric)}
+    order = one_step["PSNR"].argsort(axis=0)
+    known, values = (np.take_along_axis(one_step[name], order, axis=0) for name in ("PSNR", metric))
+    of_equal_psnr = [
+        np.interp(*arguments) for arguments in zip(means[variant]["PSNR"], known.T, values.T, strict=True)
+    ]
+    return means[variant][metric] - np.array(of_equal_psnr)
 
 
 if __name__ == "__main__":
