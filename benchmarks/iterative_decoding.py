@@ -46,6 +46,8 @@ BATCH_SIZE = 64
 PIXEL_VARIANCE = 0.06
 ONE_STEP = {f"one step, T = {temperature}": temperature for temperature in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)}
 STEPS = (2, 4, 8, 16)
+# Share of the missing part of Z that is added in each step.
+CORRECTION = 0.5
 
 
 def main() -> None:
@@ -259,6 +261,7 @@ def stellar_of_demo() -> StellarForImageReconstruction:
         patch_size=PATCH_SIZE,
         reconstruction_target="codes",
         codebook_size=NUM_CODES,
+        localization_noise=0.0,  # as in the released models
         ignore_mismatched_sizes=True,
     )
     old, new = demo.stellar.embeddings, model.stellar.embeddings
@@ -310,75 +313,72 @@ class Models(NamedTuple):
         return self.tokenizer.decode(latents=latents.transpose(1, 2).unflatten(2, GRID)).sample
 
 
-# What the image of the present codes, encoded again, tells about the codes to come: their logits, and the confidence
-# (B, N) in the present ones, which is their probability where there is None.
-Feedback = Callable[[Models, Encoded, Tensor], tuple[Tensor, Tensor | None]]
+# From what the encoder says of the image, and of the images of the codes so far, the last one last: logits of the
+# codes to come, and the confidence (B, N) in the present ones, which is their probability where there is None.
+Feedback = Callable[[Models, Encoded, list[Encoded]], tuple[Tensor, Tensor | None]]
 
 
-def no_feedback(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
-    return first.logits, None
+def encoded_again(models: Models, first: Encoded, again: list[Encoded]) -> tuple[Tensor, None]:
+    return again[-1].logits, None
 
 
-def encoded_again(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
-    return models.encode(models.images(codes)).logits, None
-
-
-def product(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
+def product(models: Models, first: Encoded, again: list[Encoded]) -> tuple[Tensor, None]:
     """The normalized geometric mean of both distributions."""
-    again = models.encode(models.images(codes))
-    return (first.logits.log_softmax(-1) + again.logits.log_softmax(-1)) / 2, None
+    return (first.logits.log_softmax(-1) + again[-1].logits.log_softmax(-1)) / 2, None
 
 
-def mean_of_z(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
-    return _logits_of_combined_z(models, first, models.encode(models.images(codes)), 0.5), None
-
-
-def corrected_z(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, None]:
-    """Z plus what the image of the codes lacks of it, half of it."""
-    return _logits_of_combined_z(models, first, models.encode(models.images(codes)), 1.5), None
-
-
-def _logits_of_combined_z(models: Models, first: Encoded, again: Encoded, weight: float) -> Tensor:
-    """From weight * Z + (1 - weight) * Z', as the product of all tokens and both maps."""
-    tokens = torch.cat([first.tokens, again.tokens], dim=1)
-    localization = torch.cat([weight * first.localization, (1 - weight) * again.localization], dim=2)
-    return models.logits(tokens, localization)
-
-
-def critic(models: Models, first: Encoded, codes: Tensor) -> tuple[Tensor, Tensor]:
+def critic(models: Models, first: Encoded, again: list[Encoded]) -> tuple[Tensor, Tensor]:
     """The first logits; a code is kept where the image of all codes has the Z that it is to have."""
-    again = models.encode(models.images(codes))
-    difference = first.localization @ first.tokens - again.localization @ again.tokens
+    difference = first.localization @ first.tokens - again[-1].localization @ again[-1].tokens
     return first.logits, -difference.square().sum(-1)
 
 
-# With the temperatures of the first step and of the end of the schedule.
-ITERATIVE: dict[str, tuple[Feedback, tuple[tuple[float, float], ...]]] = {
-    "no feedback": (no_feedback, ((0.5, 0.5), (1.0, 1.0), (1.0, 0.0))),
-    "product": (product, ((0.0, 0.0), (1.0, 0.0))),
-    "mean of Z": (mean_of_z, ((0.0, 0.0),)),
-    "corrected Z": (corrected_z, ((0.0, 0.0),)),
-    "critic": (critic, ((0.5, 0.5),)),
-    "encoded again": (encoded_again, ((0.0, 0.0),)),
+def corrected_z(models: Models, first: Encoded, again: list[Encoded]) -> tuple[Tensor, None]:
+    return models.logits(*corrected(first, again)), None
+
+
+def corrected(first: Encoded, again: list[Encoded]) -> tuple[Tensor, Tensor]:
+    """Z and half of what each of the images so far lacks of it, as the product of all their tokens and maps."""
+    tokens = torch.cat([first.tokens, *(one.tokens for one in again)], dim=1)
+    maps = [(1 + CORRECTION * len(again)) * first.localization, *(-CORRECTION * one.localization for one in again)]
+    return tokens, torch.cat(maps, dim=2)
+
+
+class Method(NamedTuple):
+    """`temperatures` are those of the first step and of the schedule's end; without `keep`, all codes are new ones."""
+
+    feedback: Feedback | None
+    temperatures: tuple[float, float]
+    keep: bool = True
+
+
+METHODS = {
+    "corrected Z, all codes anew": Method(corrected_z, (0.0, 0.0), keep=False),
+    "corrected Z": Method(corrected_z, (0.0, 0.0)),
+    "no feedback, T = 0.5": Method(None, (0.5, 0.5)),
+    "no feedback, T = 1": Method(None, (1.0, 1.0)),
+    "no feedback, T = 1 to 0": Method(None, (1.0, 0.0)),
+    "product": Method(product, (0.0, 0.0)),
+    "critic, T = 0.5": Method(critic, (0.5, 0.5)),
+    "encoded again": Method(encoded_again, (0.0, 0.0)),
 }
 
 
-def iterate(
-    models: Models,
-    first: Encoded,
-    feedback: Feedback,
-    steps: int,
-    temperatures: tuple[float, float],
-    generator: torch.Generator,
-) -> Tensor:
+def iterate(models: Models, first: Encoded, method: Method, steps: int, generator: torch.Generator) -> Tensor:
     """Codes (B, N): in each step all that are not kept are chosen anew, and more of the most confident are kept."""
-    start, end = temperatures
-    codes, confidence = _choose(first.logits, start, generator)
+    start, end = method.temperatures
+    logits = first.logits
+    again: list[Encoded] = []
+    codes, confidence = _choose(logits, start, generator)
     for step in range(1, steps):
-        kept_count = codes.shape[1] - int(codes.shape[1] * math.cos(math.pi / 2 * step / steps))
-        logits, judged = feedback(models, first, codes)
-        most_confident = (confidence if judged is None else judged).topk(kept_count).indices
-        kept = torch.zeros_like(codes, dtype=torch.bool).scatter(1, most_confident, True)
+        judged = None
+        if method.feedback is not None:
+            again.append(models.encode(models.images(codes)))
+            logits, judged = method.feedback(models, first, again)
+        kept = torch.zeros_like(codes, dtype=torch.bool)
+        if method.keep:
+            kept_count = codes.shape[1] - int(codes.shape[1] * math.cos(math.pi / 2 * step / steps))
+            kept.scatter_(1, (confidence if judged is None else judged).topk(kept_count).indices, True)
         chosen, new_confidence = _choose(logits, start + (end - start) * step / steps, generator)
         codes = torch.where(kept, codes, chosen)
         # What is kept stays kept.
@@ -404,18 +404,16 @@ def variants() -> dict[str, Decode]:
         "mean of the codes": lambda models, first, truth, generator: (models.mean_images(first.logits), None),
     }
     for name, temperature in ONE_STEP.items():
-        named[name] = decode_with(no_feedback, 1, (temperature, temperature))
+        named[name] = decode_with(Method(None, (temperature, temperature)), steps=1)
     for steps in STEPS:
-        for family, (feedback, schedules) in ITERATIVE.items():
-            for start, end in schedules:
-                temperatures = f"{start}" if start == end else f"{start} to {end}"
-                named[f"{family}, T = {temperatures}, {steps} steps"] = decode_with(feedback, steps, (start, end))
+        for name, method in METHODS.items():
+            named[f"{name}, {steps} steps"] = decode_with(method, steps)
     return named
 
 
-def decode_with(feedback: Feedback, steps: int, temperatures: tuple[float, float]) -> Decode:
+def decode_with(method: Method, steps: int) -> Decode:
     def decode(models: Models, first: Encoded, truth: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        codes = iterate(models, first, feedback, steps, temperatures, generator)
+        codes = iterate(models, first, method, steps, generator)
         return models.images(codes), codes
 
     return decode
