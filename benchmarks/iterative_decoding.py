@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 import stellar_hf
-from stellar_hf import StellarForImageReconstruction
+from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
 from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_photo_mosaics
 from stellar_hf.data.photo_mosaics import photograph
 from stellar_hf.evaluation import psnr
@@ -65,6 +65,7 @@ def main() -> None:
     logging.disable_progress_bar()
 
     perceptual = trained_perceptual_network(args)
+    print_table_of_demo(perceptual, scenes("test", 2 * args.num_test_scenes))
     measured: dict[str, list[dict]] = {"photo mosaics": [], "photographs": []}
     for seed in args.seeds:
         folder = args.output_dir / f"seed-{seed}"
@@ -495,6 +496,35 @@ def print_table(name: str, of_seeds: list[dict[str, dict[str, Tensor]]]) -> None
             if metric == "distance":
                 columns.append(" / ".join(f"{value:+.4f}" for value in of_seed))
         print(f"| {variant} | {' | '.join(columns)} |")
+
+
+@torch.no_grad()
+def print_table_of_demo(perceptual: PerceptualNetwork, images: Tensor) -> None:
+    """The pipeline's steps with the demo model, of pixels: means, and differences from one step with their errors."""
+    pipe = StellarPipeline(
+        StellarImageProcessorPil.from_pretrained(stellar_hf.DEMO_MODEL),
+        StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    originals = images.float() / 255
+    print(f"\ndemo model, {len(images)} photo mosaics; differences from one step\n")
+    print("| steps | PSNR | SSIM | distance | sharpness | PSNR | distance |\n|---|---|---|---|---|---|---|")
+    first: dict[str, Tensor] = {}
+    for steps in (1, *STEPS):
+        batches = originals.split(128)
+        decoded = [pipe(image=batch, num_inference_steps=steps, output_type="pt").images for batch in batches]
+        figures = measures(perceptual, torch.cat(decoded), originals)
+        first = first or figures
+        columns = [
+            f"{figures['PSNR'].mean():.2f}",
+            f"{figures['SSIM'].mean():.3f}",
+            f"{figures['distance'].mean():.4f}",
+        ]
+        columns.append(f"{figures['gradient'].mean() / figures['original gradient'].mean():.3f}")
+        for metric in ("PSNR", "distance"):
+            difference = figures[metric] - first[metric]
+            columns.append(f"{difference.mean():+.4f} ± {difference.std() / math.sqrt(len(images)):.4f}")
+        print(f"| {steps} | {' | '.join(columns)} |", flush=True)
 
 
 def bootstrap(num_images: int, count: int = 500) -> np.ndarray:
