@@ -487,7 +487,7 @@ def print_table(name: str, of_seeds: list[dict[str, dict[str, Tensor]]]) -> None
             f"{figures['SSIM']:.3f}",
             f"{figures['distance']:.4f}",
             f"{figures['sharpness']:.3f}",
-            f"{figures['codes right']:.1%}",
+            "" if variant == "mean of the codes" else f"{figures['codes right']:.1%}",
         ]
         for metric in ("distance", "sharpness"):
             of_seed = [excess_at_equal_psnr(seed_means, variant, metric).item() for seed_means in means]
