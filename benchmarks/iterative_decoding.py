@@ -45,7 +45,7 @@ BATCH_SIZE = 64
 # About the variance of the images' pixels: with it, errors of images and of latents have the same scale.
 PIXEL_VARIANCE = 0.06
 ONE_STEP = {f"one step, T = {temperature}": temperature for temperature in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)}
-STEPS = (2, 4, 8, 16)
+STEPS = (2, 4, 8)
 # Share of the missing part of Z that is added in each step.
 CORRECTION = 0.5
 

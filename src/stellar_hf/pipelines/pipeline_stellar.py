@@ -142,8 +142,9 @@ class StellarPipeline(DiffusionPipeline):
                 size, and what is made of tokens the size that the decoder gives it.
             width: Width of the resulting images in pixels, with `height`.
             num_inference_steps: Times that is decoded. After each time but the last, the image is encoded again, and
-                half of what it lacks of Z = L S is added for the next one. On photo mosaics, 2 to 4 steps are closer
-                to the image than 1, and sharper (benchmarks/README.md); each costs another encoding and decoding.
+                half of what it lacks of Z = L S is added for the next one. On photo mosaics, small models come closer
+                to the image in 2 to 4 steps than in 1, and are sharper (benchmarks/README.md); released ones were not
+                measured. Each step costs another encoding and decoding.
             temperature: Of the distribution from which each code is sampled; 0 takes the likeliest one. For models
                 with `reconstruction_target="codes"`.
             top_k: Number of likeliest codes among which it is sampled; all by default.
