@@ -16,8 +16,10 @@ from PIL import Image, ImageOps
 
 import stellar_hf
 from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
+from stellar_hf.data import images_to_tensor, load_photo_mosaics
 from stellar_hf.data.photo_mosaics import photograph
 from stellar_hf.evaluation import psnr
+from stellar_hf.pipelines import MaskGitVQModel
 from stellar_hf.pipelines.pipeline_stellar import sample_codes
 
 SIZES = [(48, 70), (30, 30), (101, 33)]  # height, width: none a multiple of the demo model's patches
@@ -306,6 +308,68 @@ def test_codes_of_a_model_with_code_targets(code_pipe, images):
     assert not torch.equal(sampled(0), sampled(1))
 
 
+# Steps ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vq_pipe(code_pipe):
+    """With codes half as large as patches, so that images are resized for the encoder."""
+    torch.manual_seed(0)
+    config = code_pipe.model.config
+    levels = config.patch_size.bit_length() - 1
+    vq_model = MaskGitVQModel(
+        block_out_channels=(8,) * levels,
+        layers_per_block=1,
+        latent_channels=4,
+        num_vq_embeddings=config.codebook_size,
+        norm_num_groups=4,
+    )
+    assert vq_model.downsample_factor == config.patch_size // 2
+    return StellarPipeline(code_pipe.image_processor, code_pipe.model, vq_model.eval())
+
+
+def test_a_second_step_comes_closer_to_the_image(pipe):
+    scenes = torch.stack(images_to_tensor(load_photo_mosaics("test", 32)["image"])) / 255
+
+    def closeness(steps):
+        return psnr(pipe(image=scenes, num_inference_steps=steps, output_type="pt").images, scenes).mean()
+
+    assert closeness(2) > closeness(1) + 0.15
+
+
+def test_further_steps_add_half_of_what_the_image_lacks(pipe, images):
+    tokens, localization = pipe.encode(images[0])
+    first = pipe(image=images[0], output_type="latent").images
+    again_tokens, again_localization = pipe.encode(first.clamp(0, 1))
+    z, lost = localization @ tokens, localization @ tokens - again_localization @ again_tokens
+    expected = pipe.model.decode(z + lost / 2, torch.eye(256)[None], (16, 16))
+    second = pipe(image=images[0], num_inference_steps=2, output_type="latent").images
+    # The image was rounded to bytes for the encoding above.
+    torch.testing.assert_close(second, expected, rtol=0, atol=0.02)
+    assert (second - first).abs().max() > 0.05
+
+
+def test_steps_of_codes_are_sampled_for_each_image_alone(vq_pipe, images):
+    def sampled(images, seeds, steps=3):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return vq_pipe(
+            image=images, num_inference_steps=steps, temperature=1.0, generator=generators, output_type="latent"
+        ).images
+
+    codes = sampled(images, [0, 1, 2])
+    torch.testing.assert_close(sampled(images[1], [1])[0], codes[1])
+    assert not torch.equal(sampled(images, [0, 1, 2], steps=1), codes)
+    sizes = [image.size for image in vq_pipe(image=images, num_inference_steps=2).images]
+    assert sizes == [image.size for image in images]
+
+
+def test_steps_show_a_progress_bar_unless_there_is_one_alone(pipe, images, capsys):
+    pipe(image=images[0])
+    assert capsys.readouterr().err == ""
+    pipe(image=images[0], num_inference_steps=3)
+    assert "2/2" in capsys.readouterr().err
+
+
 # Errors --------------------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +385,7 @@ def test_codes_of_a_model_with_code_targets(code_pipe, images):
         ({"image": Image.new("RGB", (8, 8)), "height": 4}, "height is 4 and width None"),
         ({"image": Image.new("RGB", (8, 8)), "output_type": "png"}, "output_type is 'png'"),
         ({"image": Image.new("RGB", (8, 8)), "temperature": 1.0}, "reconstructs pixels"),
+        ({"image": Image.new("RGB", (8, 8)), "num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"image": []}, "no image in the list"),
         ({"image": "photo.png"}, "An image is a str"),
         ({"image": torch.randn(3, 8, 8) * 3}, r"floating point in \[0, 1\]"),
@@ -336,6 +401,7 @@ def test_impossible_arguments_are_refused_in_a_sentence(pipe, arguments, said):
     ("arguments", "said"),
     [
         ({}, "pass one to the pipeline"),
+        ({"num_inference_steps": 2, "output_type": "latent"}, "num_inference_steps=1"),
         ({"temperature": -1.0, "output_type": "latent"}, "temperature is -1.0"),
         ({"temperature": 1.0, "top_k": 17, "output_type": "latent"}, r"top_k must be in \[1, 16\]"),
         ({"top_k": 4, "output_type": "latent"}, "needs a positive temperature"),
@@ -349,5 +415,6 @@ def test_impossible_sampling_is_refused_in_a_sentence(code_pipe, images, argumen
 
 def test_call_has_the_arguments_that_diffusers_expects():
     arguments = inspect.signature(StellarPipeline.__call__).parameters
-    assert {"image", "height", "width", "generator", "output_type", "return_dict"} <= set(arguments)
+    expected = {"image", "height", "width", "num_inference_steps", "generator", "output_type", "return_dict"}
+    assert expected <= set(arguments)
     assert issubclass(StellarPipeline, DiffusionPipeline)

@@ -33,6 +33,10 @@ from .token_prior import StellarTokenPrior
 ClassLabel = int | str | None
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
+# Share of what Z lost that each further step of decoding adds. All of it gives less: the decoder then sees a Z too far
+# from any that it was trained on.
+_CORRECTION = 0.5
+
 # Read by `DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline")`, which knows its own classes only.
 _PIPELINE_FILE = "from stellar_hf import StellarPipeline  # noqa: F401\n"
 
@@ -140,6 +144,7 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         grid_size: tuple[int, int] | None = None,
         height: int | None = None,
         width: int | None = None,
+        num_inference_steps: int = 1,
         temperature: float = 0.0,
         top_k: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -158,6 +163,10 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
             height: Height of the resulting images in pixels, with `width`. By default, each image has its input's
                 size, and what is made of tokens the size that the decoder gives it.
             width: Width of the resulting images in pixels, with `height`.
+            num_inference_steps: Times that is decoded. After each time but the last, the image is encoded again, and
+                half of what it lacks of Z = L S is added for the next one. On photo mosaics, small models come closer
+                to the image in 2 to 4 steps than in 1, and are sharper (benchmarks/README.md); released ones were not
+                measured. Each step costs another encoding and decoding.
             temperature: Of the distribution from which each code is sampled; 0 takes the likeliest one. For models
                 with `reconstruction_target="codes"`.
             top_k: Number of likeliest codes among which it is sampled; all by default.
@@ -175,7 +184,7 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
             ValueError: If there are neither or both images and tokens, shapes do not fit, an argument is impossible,
                 or codes are to become images without a `vq_model`.
         """
-        self._check(output_type, height, width, temperature, top_k)
+        self._check(output_type, height, width, temperature, top_k, num_inference_steps)
         sizes: Sequence[tuple[int, int]] | None = None
         if image is not None and sparse_tokens is None and localization is None:
             images = _to_pil_images(image)
@@ -189,9 +198,10 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         if height is not None and width is not None:
             sizes = [(height, width)] * len(sparse_tokens)
 
-        latents = self._decode(sparse_tokens, localization, grid_size)
-        if self.model.config.reconstruction_target == "codes":
-            latents = sample_codes(latents, temperature, top_k, generator)
+        sampling = {"temperature": temperature, "top_k": top_k, "generator": generator}
+        latents = self._decode(sparse_tokens, localization, grid_size, sampling)
+        if num_inference_steps > 1:
+            latents = self._refine(latents, sparse_tokens, localization, grid_size, num_inference_steps, sampling)
         result: Any = latents if output_type == "latent" else self._images(latents, grid_size, sizes, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=result) if return_dict else (result,)
@@ -368,7 +378,13 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         return super().extract_init_dict(config_dict, **kwargs)
 
     def _check(
-        self, output_type: str, height: int | None, width: int | None, temperature: float, top_k: int | None
+        self,
+        output_type: str,
+        height: int | None,
+        width: int | None,
+        temperature: float,
+        top_k: int | None,
+        num_inference_steps: int = 1,
     ) -> None:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}, but must be one of {', '.join(OUTPUT_TYPES)}.")
@@ -378,16 +394,18 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
             raise ValueError(
                 f"height is {height} and width {width}: pass two positive numbers of pixels, or neither of them."
             )
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}, but images are decoded once at least.")
         if self.model.config.reconstruction_target == "pixels":
             if temperature != 0 or top_k is not None:
                 raise ValueError(
                     f"temperature is {temperature} and top_k {top_k}, but this model reconstructs pixels, of which "
                     "nothing is sampled: leave both out."
                 )
-        elif self.vq_model is None and output_type != "latent":
+        elif self.vq_model is None and (output_type != "latent" or num_inference_steps > 1):
             raise ValueError(
                 "This model reconstructs codes, which only a vq_model turns into an image: pass one to the pipeline, "
-                'or take the codes themselves with output_type="latent".'
+                'or take the codes themselves with output_type="latent" and num_inference_steps=1.'
             )
 
     def _check_prior(self) -> None:
@@ -442,9 +460,51 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         outputs = _call(self.model, "stellar", inputs["pixel_values"].to(self._execution_device))
         return outputs.sparse_tokens, outputs.localization
 
-    def _decode(self, sparse_tokens: Tensor, localization: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    def _decode(
+        self,
+        sparse_tokens: Tensor,
+        localization: Tensor,
+        grid_size: tuple[int, int],
+        sampling: dict[str, Any],
+    ) -> Tensor:
         device, dtype = self._execution_device, self.model.dtype
-        return _call(self.model, "decode", sparse_tokens.to(device, dtype), localization.to(device, dtype), grid_size)
+        latents = _call(
+            self.model, "decode", sparse_tokens.to(device, dtype), localization.to(device, dtype), grid_size
+        )
+        return sample_codes(latents, **sampling) if self.model.config.reconstruction_target == "codes" else latents
+
+    def _refine(
+        self,
+        latents: Tensor,
+        sparse_tokens: Tensor,
+        localization: Tensor,
+        grid_size: tuple[int, int],
+        num_inference_steps: int,
+        sampling: dict[str, Any],
+    ) -> Tensor:
+        """Decodes again from Z and what the images so far lack of it: tokens and maps of them all, side by side."""
+        device, dtype = self._execution_device, self.model.dtype
+        tokens, maps = [sparse_tokens.to(device, dtype)], [localization.to(device, dtype)]
+        for _ in self.progress_bar(range(num_inference_steps - 1)):
+            again = _call(self.model, "stellar", self._pixel_values(latents, grid_size))
+            tokens.append(again.sparse_tokens)
+            maps[0] = maps[0] + _CORRECTION * localization.to(device, dtype)
+            maps.append(-_CORRECTION * again.localization)
+            latents = self._decode(torch.cat(tokens, dim=1), torch.cat(maps, dim=2), grid_size, sampling)
+        return latents
+
+    def _pixel_values(self, latents: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """Decoded images as the encoder takes them."""
+        config = self.model.config
+        size = (grid_size[0] * config.patch_size, grid_size[1] * config.patch_size)
+        pixels = torch.stack([_resize(image, size) for image in self._pixels(latents, grid_size)])
+        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
+        return (pixels - mean) / std
+
+    def _pixels(self, latents: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        if self.model.config.reconstruction_target == "codes":
+            latents = _call(self.vq_model, "decode", codes=latents, grid_size=grid_size).sample
+        return latents.float().clamp(0, 1)
 
     def _images(
         self,
@@ -453,11 +513,7 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         sizes: Sequence[tuple[int, int]] | None,
         output_type: str,
     ) -> Any:
-        pixels = latents
-        if self.model.config.reconstruction_target == "codes":
-            pixels = _call(self.vq_model, "decode", codes=latents, grid_size=grid_size).sample
-        pixels = pixels.float().clamp(0, 1)
-        images = list(pixels)
+        images = list(self._pixels(latents, grid_size))
         if sizes is not None:
             images = [_resize(image, size) for image, size in zip(images, sizes, strict=True)]
         if output_type == "pil":
