@@ -28,6 +28,9 @@ import stellar_hf
 from stellar_hf import StellarPipeline
 from stellar_hf.visualization import plot_edits, token_palette
 
+# Left, top, right and bottom of what stands in the second photograph of scikit-learn, in its pixels.
+PAGODA = (60, 20, 400, 330)
+
 
 @dataclass
 class Arguments:
@@ -40,7 +43,10 @@ class Arguments:
     tokens: list[int] = field(default_factory=list, metadata={"help": "Tokens of the concept, from 1."})
     box: list[int] = field(
         default_factory=list,
-        metadata={"help": "In place of tokens: left, top, right and bottom of the concept, in pixels."},
+        metadata={
+            "help": "In place of tokens: left, top, right and bottom of the concept, in pixels; then those in the "
+            "second image, brought to the size of the first one, where they are others."
+        },
     )
     move: list[float] = field(default_factory=lambda: [0, 4], metadata={"help": "Patches down and to the right."})
     factor: float = field(default=1.5, metadata={"help": "Of the concept's height and width."})
@@ -127,23 +133,30 @@ def find_concept(pipe: StellarPipeline, maps: Tensor, args: Arguments, width: in
         concept = torch.zeros(len(maps), num_tokens, dtype=torch.bool, device=maps.device)
         concept[:, [token - 1 for token in args.tokens]] = True
         return concept
-    left, top, right, bottom = check_box(
-        args.box or [width // 6, height // 6, width - width // 6, height - height // 6], width, height
-    )
-    mask = torch.zeros(height, width, dtype=torch.bool)
-    mask[top:bottom, left:right] = True
-    concept = pipe.select(maps, mask)
+    middle = [width // 6, height // 6, width - width // 6, height - height // 6]
+    boxes = args.box or (middle if args.images else [*middle, *PAGODA])
+    masks = box_masks(boxes, width, height)
+    concept = pipe.select(maps, masks.expand(2, -1, -1)[: len(maps)])
     if not concept[0].any():
         raise ValueError("No token stands mostly in the box: take a larger one, or name tokens with --tokens.")
     return concept
 
 
-def check_box(box: Sequence[int], width: int, height: int) -> Sequence[int]:
-    if len(box) != 4 or not (0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height):
+def box_masks(boxes: Sequence[int], width: int, height: int) -> Tensor:
+    """Places of one or two boxes, bool (1 or 2, height, width)."""
+    if len(boxes) not in (4, 8):
         raise ValueError(
-            f"--box is {list(box)}, but must be left, top, right and bottom inside of {width}x{height} pixels."
+            f"--box has {len(boxes)} numbers, but needs left, top, right and bottom, once or for each image."
         )
-    return box
+    masks = torch.zeros(len(boxes) // 4, height, width, dtype=torch.bool)
+    for index, mask in enumerate(masks):
+        left, top, right, bottom = box = boxes[4 * index : 4 * index + 4]
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise ValueError(
+                f"--box is {list(box)}, but must be left, top, right and bottom inside of {width}x{height} pixels."
+            )
+        mask[top:bottom, left:right] = True
+    return masks
 
 
 def highlight(concept: Tensor) -> np.ndarray:

@@ -61,6 +61,8 @@ def test_one_image_of_a_user_with_chosen_tokens(run_script):
         (["--tokens", "1", "2", "3", "4", "5", "6"], "all 6 tokens"),
         (["--tokens", "1", "--box", "0", "0", "9", "9"], "leave one of them out"),
         (["--box", "9", "9", "5", "5"], "inside of 640x427 pixels"),
+        (["--box", *"0 0 600 400 9 9 700 9".split()], "9, 9, 700, 9.* inside of 640x427 pixels"),
+        (["--box", "0", "0", "9"], "has 3 numbers"),
         (["--box", "0", "0", "1", "1"], "No token stands mostly in the box"),
         (["--move", "1"], "--move has 1 numbers"),
         (["--factor", "0"], "factor"),
