@@ -135,16 +135,16 @@ def find_concept(pipe: StellarPipeline, maps: Tensor, args: Arguments, width: in
         return concept
     middle = [width // 6, height // 6, width - width // 6, height - height // 6]
     boxes = args.box or (middle if args.images else [*middle, *PAGODA])
-    masks = box_masks(boxes, width, height)
-    concept = pipe.select(maps, masks.expand(2, -1, -1)[: len(maps)])
+    masks = box_masks(boxes, len(maps), width, height)
+    concept = pipe.select(maps, masks.expand(len(maps), -1, -1))
     if not concept[0].any():
         raise ValueError("No token stands mostly in the box: take a larger one, or name tokens with --tokens.")
     return concept
 
 
-def box_masks(boxes: Sequence[int], width: int, height: int) -> Tensor:
+def box_masks(boxes: Sequence[int], num_images: int, width: int, height: int) -> Tensor:
     """Places of one or two boxes, bool (1 or 2, height, width)."""
-    if len(boxes) not in (4, 8):
+    if len(boxes) not in (4, 8) or len(boxes) > 4 * num_images:
         raise ValueError(
             f"--box has {len(boxes)} numbers, but needs left, top, right and bottom, once or for each image."
         )

@@ -85,7 +85,8 @@ def read_images(files: list[str]) -> dict[str, Image.Image]:
     return images
 
 
-def load_pipeline(args: Arguments) -> StellarPipeline:
+def load_pipeline(args: Arguments, device: torch.device | None = None) -> StellarPipeline:
+    """On a device, by default the GPU, where there is one."""
     if args.pipeline_name_or_path:
         pipe = StellarPipeline.from_pretrained(args.pipeline_name_or_path)
     else:
@@ -93,7 +94,7 @@ def load_pipeline(args: Arguments) -> StellarPipeline:
             image_processor=load_image_processor(args.model_name_or_path),
             model=StellarForImageReconstruction.from_pretrained(args.model_name_or_path),
         )
-    return pipe.to("cuda" if torch.cuda.is_available() else "cpu")
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def load_image_processor(name: str):

@@ -91,7 +91,6 @@ class PriorTrainingArguments(TrainingArguments):
     save_steps: float = field(default=300, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
-    label_names: list[str] | None = field(default_factory=list, metadata={"help": "None are needed."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,7 +107,7 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     logging.disable_progress_bar()  # of loading and saving models; the training's stays
     use_all_cores(training_args)
     set_seed(training_args.seed)
-    pipe = load_pipeline(args).to(training_args.device)
+    pipe = load_pipeline(args, training_args.device)
     pipe.set_progress_bar_config(disable=True)
     show_progress = not training_args.disable_tqdm
     if args.features_dir is None:
@@ -206,7 +205,9 @@ def evaluate(pipe: StellarPipeline, args: PriorArguments, show_progress: bool) -
     evaluation = GenerationEvaluation(classifier, train_images, pixels(reference).to(device))
     generator = torch.Generator().manual_seed(0)
     drawn = [
-        pipe.generate(part, args.num_inference_steps, args.guidance_scale, generator, output_type="pt").images
+        pipe.generate(
+            part, args.num_inference_steps, args.guidance_scale, generator, height=size, width=size, output_type="pt"
+        ).images
         for part in tqdm(labels.split(DECODE_BATCH_SIZE), desc="generate", leave=False, disable=not show_progress)
     ]
     return {

@@ -63,6 +63,7 @@ def test_one_image_of_a_user_with_chosen_tokens(run_script):
         (["--box", "9", "9", "5", "5"], "inside of 640x427 pixels"),
         (["--box", *"0 0 600 400 9 9 700 9".split()], "9, 9, 700, 9.* inside of 640x427 pixels"),
         (["--box", "0", "0", "9"], "has 3 numbers"),
+        (["--images", "photo.png", "--box", *"0 0 9 9 0 0 9 9".split()], "has 8 numbers"),
         (["--box", "0", "0", "1", "1"], "No token stands mostly in the box"),
         (["--move", "1"], "--move has 1 numbers"),
         (["--factor", "0"], "factor"),
@@ -70,6 +71,7 @@ def test_one_image_of_a_user_with_chosen_tokens(run_script):
     ],
 )
 def test_impossible_arguments_are_refused_in_a_sentence(run_script, arguments, said):
+    photograph("flower").resize((60, 40)).save("photo.png")
     with pytest.raises(SystemExit, match=said) as exit:
         run_script(*arguments)
     assert str(exit.value.code).startswith("error: ")

@@ -148,3 +148,12 @@ def test_grids_must_be_of_one_size(run_script, own_images):
     rows.to_parquet("other/features.parquet")
     with pytest.raises(ValueError, match="grids of 2 sizes"):
         ExtractedTokens("other")
+
+
+@pytest.mark.parametrize(("labels", "said"), [([0, -1], "-1"), (["cat", "dog"], "'cat'")])
+def test_labels_must_be_numbers_of_classes(run_script, tmp_path, labels, said):
+    tokens, localization = np.zeros((2, 4, 8)), np.full((2, 16, 4), 0.25)
+    columns = {"index": [0, 1], "tokens": tokens, "localization": localization, "label": labels}
+    datasets.Dataset.from_dict({**columns, "grid_size": [[4, 4]] * 2}).to_parquet(str(tmp_path / "features.parquet"))
+    with pytest.raises(ValueError, match=f"integers of at least 0, but there is {said}"):
+        ExtractedTokens(tmp_path)

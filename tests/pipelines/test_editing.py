@@ -252,3 +252,45 @@ def test_select_finds_the_tokens_of_a_place():
     first, last = [True, False, False], [False, False, True]
     assert StellarPipeline.select(maps, left, (2, 4)).tolist() == [first, first]
     assert StellarPipeline.select(maps, both, (2, 4)).tolist() == [first, last]
+
+
+def test_a_mask_of_tokens_means_the_same_in_any_container():
+    tokens, maps = factors(batch=1)
+    num_tokens = tokens.shape[1]
+    mask = [[index == 2 for index in range(num_tokens)]]
+    expected = StellarPipeline.erase(tokens, maps, 2)[1]
+    for same in (mask, np.array(mask), torch.tensor(mask), np.int64(2), torch.tensor(2), [2], np.array([2])):
+        assert torch.equal(StellarPipeline.erase(tokens, maps, same)[1], expected)
+    with pytest.raises(ValueError, match="bool"):
+        StellarPipeline.erase(tokens, maps, mask[0])
+
+
+def test_half_precision_moves_by_the_same_fractions():
+    """Coordinates of large grids are not whole numbers of the eight bits of bfloat16."""
+    rows = columns = 40
+    maps = torch.zeros(1, rows, columns, 2)
+    maps[:, 28:34, 28:34, 1] = 1
+    maps[..., 0] = 1 - maps[..., 1]
+    maps, tokens = maps.flatten(1, 2), torch.zeros(1, 2, 3)
+    for edit, argument in ((StellarPipeline.move, {"rows": 0.3}), (StellarPipeline.scale, {"factor": 1.3})):
+        _, exact = edit(tokens, maps, 1, **argument)
+        _, half = edit(tokens.bfloat16(), maps.bfloat16(), 1, **argument)
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - exact).abs().max() < 0.01
+
+
+def test_gradient_is_finite_where_a_concept_had_everything():
+    maps = torch.zeros(1, 16, 3)
+    maps[..., 1] = 1
+    maps.requires_grad_(True)
+    _, erased = StellarPipeline.erase(torch.zeros(1, 3, 2), maps, 1)
+    erased.square().sum().backward()
+    assert torch.isfinite(maps.grad).all()
+
+
+def test_place_is_a_mask_of_truth_values():
+    _, maps = factors(batch=1)
+    with pytest.raises(ValueError, match=r"float32.*bool"):
+        StellarPipeline.select(maps, torch.full((4, 4), 0.9))
+    with pytest.raises(ValueError, match="threshold is 0.1"):
+        StellarPipeline.select(maps, torch.ones(4, 4, dtype=torch.bool), threshold=0.1)

@@ -1,23 +1,32 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""The page about the pipeline: its blocks of Python, as they stand, and what it says that they give."""
+"""The pages about the pipeline: their blocks of Python, as they stand, and what they say that these give."""
 
 import re
 from pathlib import Path
+from typing import Any
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "pipeline.md").read_text()
+import stellar_hf
+from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline, StellarTokenPrior
+from stellar_hf.data import PHOTOGRAPH_NAMES
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
-    for block in blocks:
+def run_blocks(page: str) -> dict[str, Any]:
+    """What the names of a page are when all its blocks have run, from top to bottom."""
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL):
         exec(block, names)
+    return names
 
+
+def test_pipeline(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_blocks("pipeline.md")
     assert (tmp_path / "stellar-pipeline" / "model_index.json").is_file()
     assert type(names["same"]) is names["StellarPipeline"]
-    for group in ("reconstructions", "decoded", "sampled", "large"):
+    for group in ("reconstructions", "decoded", "sampled", "large", "refined"):
         assert [image.size for image in names[group]] == [(240, 160)] * 2, group
     assert names["wide"].size == (240, 160)
     assert names["batch"].shape == (2, 3, 160, 240)
@@ -26,3 +35,31 @@ def test_every_block_of_the_page_runs(tmp_path, monkeypatch):
     tokens, localization = names["pipe"].encode(names["images"])
     assert (tuple(tokens.shape), tuple(localization.shape)) == ((2, 6, 128), (2, 256, 6))
     assert (tuple(names["tokens"].shape), tuple(names["localization"].shape)) == ((1, 6, 128), (1, 216, 6))
+
+
+def test_editing():
+    names = run_blocks("editing.md")
+    for edit in ("moved", "larger", "erased", "between", "painted"):
+        tokens, maps = names[edit]
+        assert tokens.shape == (1, 6, 128) and maps.shape == (1, 256, 6), edit
+    assert names["concept"].any() and names["flower_scene"].shape == (1, 12, 128)
+
+
+def test_generation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prior = StellarTokenPrior(
+        num_sparse_tokens=6,
+        token_size=128,
+        grid_size=(16, 16),
+        num_classes=len(PHOTOGRAPH_NAMES),
+        class_names=list(PHOTOGRAPH_NAMES),
+        hidden_size=16,
+        num_layers=1,
+        num_attention_heads=2,
+        localization_channels=8,
+    )
+    model = StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL)
+    StellarPipeline(StellarImageProcessorPil(), model, prior=prior).save_pretrained("stellar-prior/pipeline")
+    names = run_blocks("generation.md")
+    assert [image.size for image in names["images"]] == [(128, 128)] * 4
+    assert names["tokens"].shape == (4, 6, 128) and names["moved"][1].shape == (4, 256, 6)

@@ -156,6 +156,8 @@ def test_saved_prior_is_the_same(prior, tmp_path):
         ({"grid_size": (4, 5)}, r"grid_size is \(4, 5\).* 2, divides"),
         ({"hidden_size": 30}, "hidden_size is 30"),
         ({"localization_channels": 12}, "localization_channels is 12"),
+        ({"localization_channels": 0}, "localization_channels is 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"class_names": ["cat"]}, "1 class_names for 2 classes"),
         ({"num_classes": -1, "class_names": None}, "num_classes is -1"),
     ],
@@ -207,13 +209,14 @@ def test_without_guidance_the_prior_is_called_once(pipe, prior):
     hook = prior.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
     pipe.sample_tokens([0, 1], 3, guidance_scale=1.0, generator=seeded())
     pipe.sample_tokens([0, 1], 3, guidance_scale=2.0, generator=seeded())
+    pipe.sample_tokens([None, None], 3, guidance_scale=2.0, generator=seeded())  # nothing to be guided to
     hook.remove()
-    assert calls == [2, 2, 2, 4, 4, 4]
+    assert calls == [2, 2, 2, 4, 4, 4, 2, 2, 2]
 
 
 def test_a_name_is_its_number_and_labels_may_be_a_tensor(pipe):
     by_name, _ = pipe.sample_tokens("dog", 2, generator=seeded())
-    for same in (1, [1], ["dog"], torch.tensor([1]), np.array([1])):
+    for same in (1, [1], ["dog"], torch.tensor([1]), torch.tensor(1), np.array([1]), np.int64(1)):
         assert torch.equal(pipe.sample_tokens(same, 2, generator=seeded())[0], by_name)
     assert not torch.equal(pipe.sample_tokens("cat", 2, generator=seeded())[0], by_name)
     assert not torch.equal(pipe.sample_tokens(None, 2, generator=seeded())[0], by_name)
@@ -256,8 +259,7 @@ def test_callback_may_stop_and_change_the_guidance(pipe):
 
     def stop(pipeline, step, timestep, tensors):
         seen.append(step)
-        pipeline._interrupt = step == 1
-        return {}
+        pipeline._interrupt = step == 1  # and nothing is returned
 
     pipe.sample_tokens([0], 5, generator=seeded(), callback_on_step_end=stop)
     assert seen == [0, 1]
@@ -368,6 +370,9 @@ def test_impossible_wishes_are_refused_in_a_sentence(pipe, prior, tiny_config):
         pipe.generate([0], callback_on_step_end_tensor_inputs=["noise"])
     with pytest.raises(ValueError, match="temperature"):
         pipe.generate([0], 1, temperature=1.0)
+    for generators in ([seeded()], [seeded()] * 3):
+        with pytest.raises(ValueError, match=f"{len(generators)} generators for 2 images"):
+            pipe.generate([0, 1], 1, generator=generators)
     other = StellarForImageReconstruction(tiny_config(num_sparse_tokens=3))
     with pytest.raises(ValueError, match="draws 4 tokens of 32 numbers, but the model has 3 of 32"):
         StellarPipeline(StellarImageProcessorPil(), other, prior=prior)

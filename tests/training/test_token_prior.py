@@ -70,7 +70,6 @@ def make_trainer(tmp_path):
             "use_cpu": True,
             "remove_unused_columns": False,
             "dataloader_pin_memory": False,
-            "label_names": [],
         }
         prior = with_statistics(make_prior()) if prior is None else prior
         args = TrainingArguments(**{**defaults, **arguments})
@@ -169,11 +168,42 @@ def test_finished_training_gives_its_result_again(make_trainer, tmp_path):
         assert torch.equal(weight, again.average.state_dict()[name]), name
 
 
-def test_checkpoint_of_another_prior_is_refused(make_trainer, tmp_path):
+@pytest.mark.parametrize("field", ["hidden_size", "num_attention_heads", "class_names"])
+def test_checkpoint_of_another_prior_is_refused(make_trainer, field):
+    """The last two have the same weights, and another meaning."""
+    values = {"hidden_size": 48, "num_attention_heads": 2, "class_names": ["cat", "dog"]}
     make_trainer(max_steps=2, save_strategy="steps", save_steps=2).train()
-    other = make_trainer(prior=with_statistics(make_prior(hidden_size=48)))
-    with pytest.raises(ValueError, match="checkpoint-2 is of a prior of other sizes"):
+    other = make_trainer(prior=with_statistics(make_prior(**{field: values[field]})))
+    with pytest.raises(ValueError, match=f"checkpoint-2 is of another prior: {field} is .* there and"):
         other.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match="another prior"):
+        other.is_finished(other.last_checkpoint())
+
+
+def test_checkpoint_of_another_kind_is_refused(make_trainer, tmp_path):
+    make_trainer(max_steps=2, save_strategy="steps", save_steps=2).train()
+    (tmp_path / "run" / "checkpoint-2" / "config.json").unlink()
+    with pytest.raises(ValueError, match="not of a prior"):
+        make_trainer().train(resume_from_checkpoint=True)
+
+
+def test_loss_that_is_not_finite_ends_the_training(make_trainer, tmp_path):
+    prior = with_statistics(make_prior())
+    torch.nn.init.constant_(prior.token_head.bias, float("nan"))
+    with pytest.raises(ValueError, match="at step 1, .* because of token_loss = nan.*nan_batch.safetensors"):
+        make_trainer(prior=prior).train()
+    assert (tmp_path / "run" / "nan_batch.safetensors").is_file()
+
+
+def test_evaluation_measures_the_loss(make_trainer):
+    trainer = make_trainer()
+    trainer.eval_dataset = DATA
+    assert 0 < trainer.evaluate()["eval_loss"] < 100
+
+
+def test_gradient_checkpointing_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="gradient_checkpointing"):
+        make_trainer(gradient_checkpointing=True)
 
 
 def test_interrupted_training_saves_a_checkpoint(make_trainer, tmp_path):

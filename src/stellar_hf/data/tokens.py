@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 class ExtractedTokens(Dataset):
     """
     Rows of `sparse_tokens`, (r, d) float32, `localization`, (N, r) float32, and, where there are labels,
-    `class_labels`, int64 scalars; read from disk as they are needed.
+    `class_labels`, int64 scalars. They are read as they are needed, from the copy that `datasets` keeps in its cache.
 
     Args:
         folder: What `examples/extract_features.py` has written: its output folder, or the `features` in it.
 
     Raises:
-        ValueError: If there are no such features, or images have grids of different sizes.
+        ValueError: If there are no such features, images have grids of different sizes, or labels are not integers of
+            at least 0.
     """
 
     def __init__(self, folder: str | Path):
@@ -44,6 +45,13 @@ class ExtractedTokens(Dataset):
                 "needed: extract them with an image processor that crops."
             )
         (self.grid_size,) = grids
+        labels = rows["label"][:] if "label" in rows.features else [0]
+        if not all(isinstance(label, int) and label >= 0 for label in labels):
+            raise ValueError(
+                f"Labels of {folder} must be integers of at least 0, but there is {min(set(labels), key=str)!r}: "
+                "leave out images without a class, or all labels."
+            )
+        self._num_labels = max(labels) + 1
         self._rows: datasets.Dataset = rows.remove_columns(["index", "grid_size"]).with_format("torch")
 
     @property
@@ -56,7 +64,7 @@ class ExtractedTokens(Dataset):
         """One more than the largest label, or the number of names; 0 without labels."""
         if "label" not in self._rows.features:
             return 0
-        return len(self.class_names) if self.class_names else int(max(self._rows["label"][:])) + 1
+        return len(self.class_names or []) or self._num_labels
 
     def __len__(self) -> int:
         return len(self._rows)

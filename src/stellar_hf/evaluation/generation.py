@@ -84,7 +84,15 @@ class GenerationEvaluation:
             `named`, the share of images whose class the classifier names; `frechet_distance` of its features to those
             of the test images; and medians of the distance to the nearest training image: `nearest_features`, of the
             classifier's features, and `nearest_pixels`, the root of the mean squared difference of pixels.
+
+        Raises:
+            ValueError: If the images have another size than those of the training.
         """
+        if images[0].numel() != self._train_pixels.shape[1]:
+            raise ValueError(
+                f"Images have shape {tuple(images.shape[1:])}, but those of the training had "
+                f"{self._train_pixels.shape[1]} numbers: resize them to the same size."
+            )
         features, named = self.classifier.judge(images)
         nearest_pixels = nearest_distances(images.flatten(1), self._train_pixels) / images[0].numel() ** 0.5
         return {

@@ -48,16 +48,20 @@ class ConceptEditing:
             localization: L, `(B, N, r)`.
             mask: The place, bool `(H, W)`, for each image, or `(B, H, W)`; in pixels of any resolution.
             grid_size: Patches (h, w) with h * w = N; a square without it.
-            threshold: Share of a token's map, in (0, 1].
+            threshold: Share of a token's map, in [0.5, 1].
 
         Returns:
             bool `(B, r)`; without a true value where no token stands mostly there.
 
         Raises:
-            ValueError: If shapes or the threshold are impossible, or the grid is unknown.
+            ValueError: If shapes, the mask's type or the threshold are impossible, or the grid is unknown.
         """
         if mask.ndim == 2:
             mask = mask.expand(len(localization), -1, -1)
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask is {mask.dtype}, but must be bool: true where the concept stands.")
+        if not 0.5 <= threshold <= 1:
+            raise ValueError(f"threshold is {threshold}, but must be in [0.5, 1]: the most of a token's map.")
         mask = mask.to(localization.device, torch.uint8)
         return concept_labels(localization.detach(), mask, 2, threshold, grid_size) == 1
 
@@ -149,7 +153,7 @@ class ConceptEditing:
         if not (factor > 0).all():
             raise ValueError(f"factor is {factor.flatten().tolist()}, but must be positive: 2 doubles a side.")
         maps = localization * concept
-        mass = maps.sum(dim=2)
+        mass = maps.float().sum(dim=2)
         total = mass.sum(dim=1, keepdim=True).clamp_min(1e-6)
         row, column = _cells(localization, height, width)
         center_row = (mass * row).sum(dim=1, keepdim=True) / total
@@ -235,7 +239,7 @@ class ConceptEditing:
             raise ValueError(
                 f"weight is {weight.flatten().tolist()}, but must be in [0, 1], from image to other image."
             )
-        weight = weight.unsqueeze(2)
+        weight = weight.unsqueeze(2).to(localization.dtype)
         match = _match_one_to_one(sparse_tokens, other_sparse_tokens)
         other_tokens = torch.take_along_dim(other_sparse_tokens, match.unsqueeze(2), dim=1)
         other_maps = torch.take_along_dim(other_localization, match.unsqueeze(1), dim=2)
@@ -279,7 +283,7 @@ def _others(localization: Tensor, concept: Tensor, covered: Tensor | float) -> T
     """
     others = localization * ~concept
     mass = others.sum(dim=2, keepdim=True)
-    in_image = others.sum(dim=1, keepdim=True) + torch.finfo(others.dtype).tiny * (~concept).to(others.dtype)
+    in_image = others.sum(dim=1, keepdim=True) + _LEAST_MASS * (~concept).to(others.dtype)
     refill = others + _SMOOTHING * in_image / in_image.sum(dim=2, keepdim=True)
     freed = (localization * concept).sum(dim=2, keepdim=True) - covered
     shrink = ((mass + freed) / mass.clamp_min(_LEAST_MASS)).clamp(0, 1)
@@ -292,16 +296,15 @@ def _cover(maps: Tensor, localization: Tensor, concept: Tensor) -> Tensor:
 
 
 def _cells(localization: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Row and column of each patch, (1, N) each."""
+    """Row and column of each patch, (1, N) float32 each: in half precision they would be wrong by parts of a patch."""
     index = torch.arange(height * width, device=localization.device).unsqueeze(0)
-    return (index // width).to(localization.dtype), (index % width).to(localization.dtype)
+    return (index // width).float(), (index % width).float()
 
 
 def _sample(maps: Tensor, row: Tensor, column: Tensor, grid_size: tuple[int, int]) -> Tensor:
     """Maps (B, N, r) at rows and columns (B, N), in patches, bilinearly; 0 outside of the image."""
     height, width = grid_size
-    # Of half precision, coordinates would be wrong by whole parts of a patch.
-    x, y = (column.float() + 0.5) * 2 / width - 1, (row.float() + 0.5) * 2 / height - 1
+    x, y = (column + 0.5) * 2 / width - 1, (row + 0.5) * 2 / height - 1
     places = torch.stack([x, y], dim=2).expand(len(maps), -1, -1).unflatten(1, grid_size)
     planes = maps.float().transpose(1, 2).unflatten(2, grid_size)
     sampled = F.grid_sample(planes, places, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -334,15 +337,16 @@ def _concept(sparse_tokens: Tensor, localization: Tensor, concept: int | Sequenc
     """The concept as bool (B, 1, r)."""
     _check_factors(sparse_tokens, localization)
     batch_size, num_tokens = sparse_tokens.shape[:2]
-    if isinstance(concept, Tensor) and concept.dtype == torch.bool:
+    concept = torch.as_tensor(concept, device=localization.device)
+    if concept.dtype == torch.bool:
         if concept.shape != (batch_size, num_tokens):
             raise ValueError(
                 f"concept has shape {tuple(concept.shape)}, but a bool tensor must say of each of {num_tokens} tokens "
                 f"of {batch_size} images whether it belongs to it: {(batch_size, num_tokens)}."
             )
-        chosen = concept.to(localization.device)
+        chosen = concept
     else:
-        indices = [concept] if isinstance(concept, int) else [int(index) for index in concept]
+        indices = concept.long().flatten().tolist()
         if not all(0 <= index < num_tokens for index in indices):
             raise ValueError(f"concept is {indices}, but tokens have indices from 0 to {num_tokens - 1}.")
         chosen = torch.zeros(batch_size, num_tokens, dtype=torch.bool, device=localization.device)
@@ -371,8 +375,8 @@ def _check_same(first: tuple[int, ...], second: tuple[int, ...], what: str) -> N
 
 
 def _per_image(value: float | Tensor, name: str, localization: Tensor) -> Tensor:
-    """A number for each image, (B, 1)."""
-    numbers = torch.as_tensor(value, device=localization.device).to(localization.dtype)
+    """A number for each image, (B, 1) float32."""
+    numbers = torch.as_tensor(value, device=localization.device).float()
     if numbers.shape not in ((), (len(localization),)):
         raise ValueError(
             f"{name} has shape {tuple(numbers.shape)}, but must be a number, or one for each of {len(localization)} "

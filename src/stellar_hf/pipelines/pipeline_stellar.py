@@ -263,7 +263,7 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
             width=width,
             temperature=temperature,
             top_k=top_k,
-            generator=generator if temperature else None,
+            generator=generator,
             output_type=output_type,
             return_dict=return_dict,
         )
@@ -311,11 +311,12 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
                 f"{self._callback_tensor_inputs}."
             )
         labels = self._class_labels(class_labels)
-        self._guidance_scale, self._interrupt = guidance_scale, False
-        device = self._execution_device
-        shape = (len(labels), self.prior.latent_size)
         generators: Any = generator if isinstance(generator, torch.Generator) or generator is None else list(generator)
-        latents = randn_tensor(shape, generator=generators, device=device)
+        _check_generators(generators, len(labels))
+        is_any_class = bool((labels == self.prior.config.num_classes).all())
+        self._guidance_scale, self._interrupt = 1.0 if is_any_class else guidance_scale, False
+        device = self._execution_device
+        latents = randn_tensor((len(labels), self.prior.latent_size), generator=generators, device=device)
         # The scheduler's own last step would go from 0.001 to 0, and change nothing.
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
         self.scheduler.set_timesteps(sigmas=sigmas.tolist(), device=device)
@@ -328,7 +329,8 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
                 latents = self.scheduler.step(velocity, timestep, latents).prev_sample
                 if callback_on_step_end is not None:
                     tensors = {name: latents for name in callback_on_step_end_tensor_inputs}
-                    latents = callback_on_step_end(self, step, timestep, tensors).pop("latents", latents)
+                    changed = callback_on_step_end(self, step, timestep, tensors) or {}
+                    latents = changed.get("latents", latents)
                 progress.update()
         tokens, localization = _call(self.prior, "unpack", latents)
         self.maybe_free_model_hooks()
@@ -402,7 +404,9 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
                     f"temperature is {temperature} and top_k {top_k}, but this model reconstructs pixels, of which "
                     "nothing is sampled: leave both out."
                 )
-        elif self.vq_model is None and (output_type != "latent" or num_inference_steps > 1):
+            return
+        _check_sampling(temperature, top_k, self.model.config.codebook_size)
+        if self.vq_model is None and (output_type != "latent" or num_inference_steps > 1):
             raise ValueError(
                 "This model reconstructs codes, which only a vq_model turns into an image: pass one to the pipeline, "
                 'or take the codes themselves with output_type="latent" and num_inference_steps=1.'
@@ -419,7 +423,7 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
     def _class_labels(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> Tensor:
         """(B,) int64, where the number of classes stands for any class."""
         num_classes, names = self.prior.config.num_classes, self.prior.config.class_names or []
-        if isinstance(class_labels, (Tensor, np.ndarray)):
+        if isinstance(class_labels, (Tensor, np.ndarray, np.generic)):
             class_labels = class_labels.tolist()
         if class_labels is None or isinstance(class_labels, (int, str)):
             class_labels = [class_labels]
@@ -498,7 +502,10 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         config = self.model.config
         size = (grid_size[0] * config.patch_size, grid_size[1] * config.patch_size)
         pixels = torch.stack([_resize(image, size) for image in self._pixels(latents, grid_size)])
-        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
+        processor = self.image_processor
+        mean, std = (
+            pixels.new_tensor(values).view(-1, 1, 1) for values in (processor.image_mean, processor.image_std)
+        )
         return (pixels - mean) / std
 
     def _pixels(self, latents: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -548,13 +555,7 @@ def sample_codes(
             there is another number of generators than of images.
     """
     num_codes = logits.shape[-1]
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}, but must be 0, for the likeliest codes, or positive.")
-    if top_k is not None and (temperature == 0 or not 1 <= top_k <= num_codes):
-        raise ValueError(
-            f"top_k is {top_k} and temperature {temperature}, but top_k must be in [1, {num_codes}], the number of "
-            "codes, and needs a positive temperature, since nothing is sampled without."
-        )
+    _check_sampling(temperature, top_k, num_codes)
     if temperature == 0:
         return logits.argmax(dim=-1)
     values, codes = logits.float().topk(top_k or num_codes, dim=-1)
@@ -562,6 +563,23 @@ def sample_codes(
     noise = -(-_uniform(values.shape, generator, logits.device).log()).log()
     choice = (values / temperature + noise).argmax(dim=-1, keepdim=True)
     return codes.gather(-1, choice).squeeze(-1)
+
+
+def _check_generators(generator: torch.Generator | Sequence[torch.Generator] | None, num_images: int) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator) and len(generator) != num_images:
+        raise ValueError(
+            f"There are {len(generator)} generators for {num_images} images: pass one for each, or one for all."
+        )
+
+
+def _check_sampling(temperature: float, top_k: int | None, num_codes: int) -> None:
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}, but must be 0, for the likeliest codes, or positive.")
+    if top_k is not None and (temperature == 0 or not 1 <= top_k <= num_codes):
+        raise ValueError(
+            f"top_k is {top_k} and temperature {temperature}, but top_k must be in [1, {num_codes}], the number of "
+            "codes, and needs a positive temperature, since nothing is sampled without."
+        )
 
 
 def _uniform(
@@ -572,10 +590,7 @@ def _uniform(
         return torch.rand(shape, device=device)
     if isinstance(generator, torch.Generator):
         return torch.rand(shape, generator=generator, device=generator.device).to(device)
-    if len(generator) != shape[0]:
-        raise ValueError(
-            f"There are {len(generator)} generators for {shape[0]} images: pass one for each, or one for all."
-        )
+    _check_generators(generator, shape[0])
     return torch.cat([_uniform(torch.Size((1, *shape[1:])), single, device) for single in generator])
 
 

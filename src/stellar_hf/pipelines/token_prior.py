@@ -21,7 +21,8 @@ from torch import Tensor, nn
 # Shares of a patch below exp(-6), a quarter of a percent, are invisible in the decoded image, but their logarithms,
 # down to -33, would be most of the variance that the prior explains.
 _MIN_LOG_SHARE = -6.0
-# Below this share of noise the velocity is that of this share, which keeps its error bounded.
+# Below this share of noise the velocity is divided by this share instead: its error stays bounded, and what the very
+# last step would still remove, a part of noise that is invisible, stays.
 _MIN_SIGMA = 0.05
 _NUM_GROUPS = 8
 
@@ -217,7 +218,15 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _check_sizes(self) -> None:
         config = self.config
-        for name in ("num_sparse_tokens", "token_size", "localization_patch_size", "num_layers"):
+        for name in (
+            "num_sparse_tokens",
+            "token_size",
+            "localization_patch_size",
+            "hidden_size",
+            "num_layers",
+            "num_attention_heads",
+            "localization_channels",
+        ):
             if config[name] < 1:
                 raise ValueError(f"{name} is {config[name]}, but must be at least 1.")
         if config.num_classes < 0:
@@ -252,7 +261,7 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
 
 class Standardization(nn.Module):
-    """Means and standard deviations: of each number of each token, and of each token's logits, over all places."""
+    """Mean and deviation of each number of each token; mean of each token's logits, and one deviation of all."""
 
     token_mean: Tensor
     token_std: Tensor
@@ -276,7 +285,7 @@ class Standardization(nn.Module):
         self.token_mean.copy_(tokens.mean(dim=0))
         self.token_std.copy_(tokens.std(dim=0).clamp_min(1e-6))
         self.logit_mean.copy_(logits.mean(dim=(0, 1)))
-        self.logit_std.copy_(logits.std().clamp_min(1e-6))
+        self.logit_std.copy_((logits - self.logit_mean).std().clamp_min(1e-6))
 
 
 class TokenPriorBlock(nn.Module):

@@ -48,7 +48,10 @@ class TeacherCallback(TrainerCallback):
 
 
 class ProcessSeedCallback(TrainerCallback):
-    """Gives every process its own random draws of views and masks; their data order is drawn before, and is common."""
+    """
+    Gives every process its own random draws, of views and masks or of noise; the order of the data is drawn before,
+    and is common.
+    """
 
     def on_train_begin(self, args, state, control, **kwargs):
         if args.world_size > 1:

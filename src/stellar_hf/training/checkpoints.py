@@ -21,7 +21,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 from transformers.utils import CONFIG_NAME
 
 from ..configuration_stellar import StellarConfig
-from .callbacks import GracefulInterruptCallback
+from .callbacks import GracefulInterruptCallback, ProcessSeedCallback
 from .data import with_uninterrupted_workers
 
 # Inside the output folder, so that a rename suffices; the Trainer pushes nothing whose name starts so.
@@ -95,9 +95,9 @@ class LogMeans:
         self._sums, self._num_steps = {}, 0.0
         return logs
 
-    def mean_loss(self) -> float:
+    def mean_loss(self, default: float) -> float:
         """The mean loss over all logged steps of the run, those before a resume included."""
-        return self._logged_loss / max(self._logged_steps, 1)
+        return self._logged_loss / self._logged_steps if self._logged_steps else default
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -121,6 +121,7 @@ class CheckpointTrainer(Trainer):
         self.log_means = LogMeans()
         self._interrupt = GracefulInterruptCallback()
         self.add_callback(self._interrupt)
+        self.add_callback(ProcessSeedCallback())
 
     @property
     def interrupted(self) -> bool:
@@ -236,7 +237,7 @@ class CheckpointTrainer(Trainer):
             logs.update(self.log_means.pop(self.accelerator))
         elif "train_loss" in logs:  # the Trainer's own covers what was trained since the last resume
             self.log_means.pop(self.accelerator)
-            logs["train_loss"] = self.log_means.mean_loss()
+            logs["train_loss"] = self.log_means.mean_loss(default=logs["train_loss"])
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -299,6 +300,11 @@ class CheckpointTrainer(Trainer):
 
     def _log_means_file(self, checkpoint: str | Path) -> Path:
         return Path(checkpoint, f"log_means_{self.args.process_index}.pth")
+
+    @property
+    def _nan_batch_file(self) -> Path:
+        process = f"-{self.args.process_index}" if self.args.world_size > 1 else ""
+        return Path(str(self.args.output_dir), f"nan_batch{process}.safetensors")
 
     @contextmanager
     def _explain_failed_write(self, what: str) -> Iterator[None]:

@@ -4,6 +4,7 @@
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import has_length
-from transformers.utils import ModelOutput, logging
+from transformers.utils import logging
 
 from ..configuration_stellar import StellarConfig
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
@@ -85,9 +86,23 @@ class NonFiniteLossGuard(TrainerCallback):
         batches = len(train_dataloader) if has_length(train_dataloader) else endless
         self._batch = round((state.epoch or 0.0) % 1 * batches)
 
-    def check(self, outputs: ModelOutput, inputs: dict[str, Any], state: TrainerState, path: Path) -> None:
+    def check(
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        inputs: dict[str, Any],
+        state: TrainerState,
+        path: Path,
+        terms: Sequence[str] = LOSS_TERMS,
+    ) -> None:
         """
         Counts a batch of the epoch; writes it to `path` if its loss is not finite.
+
+        Args:
+            outputs: Of the model: `loss` and its terms.
+            inputs: The batch.
+            state: Of the training.
+            path: File of the batch.
+            terms: Names of the terms.
 
         Raises:
             ValueError: If the loss is not finite: which terms, and where in the training.
@@ -95,7 +110,7 @@ class NonFiniteLossGuard(TrainerCallback):
         self._batch += 1
         if outputs["loss"].isfinite():
             return
-        terms = ", ".join(f"{name} = {outputs[name].item()}" for name in LOSS_TERMS if not outputs[name].isfinite())
+        broken = ", ".join(f"{name} = {outputs[name].item()}" for name in terms if not outputs[name].isfinite())
         tensors = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
         path.parent.mkdir(parents=True, exist_ok=True)
         # Copies, since views of one tensor may share memory, which safetensors refuses.
@@ -103,7 +118,7 @@ class NonFiniteLossGuard(TrainerCallback):
         save_file(copies, path)
         raise ValueError(
             f"The loss is {outputs['loss'].item()} at step {state.global_step + 1}, in batch {self._batch} of epoch "
-            f"{int(state.epoch or 0) + 1}, because of {terms}. The batch is saved in {path}. If its pixels are fine, "
+            f"{int(state.epoch or 0) + 1}, because of {broken}. The batch is saved in {path}. If it is fine, "
             "go on from the last checkpoint with a lower learning_rate or stronger clipping (max_grad_norm), or in "
             "bf16 if this was fp16."
         )

@@ -4,20 +4,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from .callbacks import LossTableCallback
 from .checkpoints import CheckpointTrainer
+from .monitoring import NonFiniteLossGuard
 
 if TYPE_CHECKING:
     from ..pipelines import StellarTokenPrior
@@ -100,11 +101,19 @@ class StellarTokenPriorTrainer(CheckpointTrainer):
         class_dropout: Share of the images that are trained without their class.
         **kwargs: As in `Trainer`. Rows of the `train_dataset` hold `sparse_tokens`, `localization` and, for a prior
             with classes, `class_labels`.
+
+    Raises:
+        ValueError: If `class_dropout` is not in [0, 1], or `args` ask for gradient checkpointing. In training, if the
+            loss is not finite.
     """
 
     def __init__(self, prior: StellarTokenPrior, args: TrainingArguments, class_dropout: float = 0.1, **kwargs):
+        if args.gradient_checkpointing:
+            raise ValueError("gradient_checkpointing is not for the prior, whose activations are small: leave it out.")
         super().__init__(TokenPriorForTraining(prior, class_dropout), args, **kwargs)
         self.add_callback(AverageCallback())
+        self._loss_guard = NonFiniteLossGuard()
+        self.add_callback(self._loss_guard)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LossTableCallback(_COLUMNS))
 
@@ -121,6 +130,7 @@ class StellarTokenPriorTrainer(CheckpointTrainer):
         """The loss; keeps both of its terms for the next log."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
+            self._loss_guard.check(outputs, inputs, self.state, self._nan_batch_file, terms=_TERMS)
             self.log_means.add({**outputs, "loss": loss}, 1 / self.current_gradient_accumulation_steps)
         return (loss, outputs) if return_outputs else loss
 
@@ -129,17 +139,26 @@ class StellarTokenPriorTrainer(CheckpointTrainer):
         Checks that the training can go on from a checkpoint.
 
         Raises:
-            ValueError: If it is missing, damaged, or of a prior of other sizes.
+            ValueError: If it is missing, damaged, or of another prior.
         """
         super().check_resumable(checkpoint)
-        own = self._training_model.state_dict()
-        with safe_open(Path(checkpoint, SAFE_WEIGHTS_NAME), framework="pt") as saved:
-            shapes = {name: tuple(saved.get_slice(name).get_shape()) for name in saved.keys()}  # noqa: SIM118
-        if shapes != {name: tuple(weight.shape) for name, weight in own.items()}:
+        own, saved = json.loads(self._training_model.prior.to_json_string()), _read_config(checkpoint)
+        differing = [
+            f"{name} is {saved.get(name)} there and {value} here"
+            for name, value in own.items()
+            if not name.startswith("_") and saved.get(name) != value
+        ]
+        if differing:
             raise ValueError(
-                f"The checkpoint {checkpoint} is of a prior of other sizes: resume with its values, or train in "
-                "another output_dir."
+                f"The checkpoint {checkpoint} is of another prior: {', '.join(differing)}. Resume with its values, or "
+                "train in another output_dir."
             )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As in `Trainer`: the weights of prior and average; with the prior's configuration."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self._training_model.prior.save_config(output_dir or str(self.args.output_dir))
 
     def load_weights(self, checkpoint: str | Path) -> None:
         """Takes the weights from a checkpoint."""
@@ -154,6 +173,16 @@ class AverageCallback(TrainerCallback):
             model.update_average()
 
 
+def _read_config(checkpoint: str | Path) -> dict[str, Any]:
+    try:
+        return json.loads(Path(checkpoint, CONFIG_NAME).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"The checkpoint {checkpoint} has no readable {CONFIG_NAME}, so is not of a prior."
+        ) from error
+
+
+_TERMS = ("token_loss", "localization_loss")
 _COLUMNS = (
     ("loss", "loss", "{:.3f}"),
     ("token_loss", "tokens", "{:.3f}"),

@@ -23,7 +23,6 @@ from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
 from .callbacks import (
-    ProcessSeedCallback,
     PushCodeCallback,
     StellarProgressCallback,
     TeacherCallback,
@@ -122,7 +121,6 @@ class StellarTrainer(CheckpointTrainer):
         if vq_model is not None:
             vq_model.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self._unreadable = UnreadableImages(args.max_unreadable_share)
-        self.add_callback(ProcessSeedCallback())
         self.add_callback(PushCodeCallback())
         self._throughput = ThroughputCallback()
         self._loss_guard = NonFiniteLossGuard()
@@ -267,11 +265,6 @@ class StellarTrainer(CheckpointTrainer):
             logs["images_per_second"] = self._throughput.images_per_second() * self.args.world_size
             logs["memory_gib"] = memory_gib(self.args.device)
         super().log(logs, start_time)
-
-    @property
-    def _nan_batch_file(self) -> Path:
-        process = f"-{self.args.process_index}" if self.args.world_size > 1 else ""
-        return Path(str(self.args.output_dir), f"nan_batch{process}.safetensors")
 
     def create_model_card(
         self,
