@@ -207,6 +207,41 @@ def draws_of_workers(folder):
     return torch.cat(views)
 
 
+def prior(folder):
+    """Three steps of a prior over tokens: the images and random states of its forwards, and what it ends with."""
+    from transformers import TrainingArguments
+
+    from stellar_hf import StellarTokenPrior
+    from stellar_hf.training import StellarTokenPriorTrainer
+
+    set_seed(0)
+    sizes = {"num_sparse_tokens": 2, "token_size": 4, "grid_size": (4, 4), "num_classes": 2, "hidden_size": 16}
+    model = StellarTokenPrior(**sizes, num_layers=1, num_attention_heads=2, localization_channels=8)
+    rows = [
+        {
+            "sparse_tokens": torch.full((2, 4), float(index)),
+            "localization": torch.full((16, 2), 0.5),
+            "class_labels": torch.tensor(index % 2),
+        }
+        for index in range(12)
+    ]
+    args = TrainingArguments(
+        str(Path(folder, "prior")), max_steps=3, per_device_train_batch_size=2, use_cpu=True, save_strategy="no"
+    )
+    trainer = StellarTokenPriorTrainer(model, args, train_dataset=rows)
+    forwards = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, inputs: forwards.append((inputs["sparse_tokens"][:, 0, 0], torch.get_rng_state())),
+        with_kwargs=True,
+    )
+    trainer.train()
+    return {
+        "images": torch.cat([images for images, _ in forwards]),
+        "states": [state for _, state in forwards],
+        "weights": trainer.model.state_dict(),
+    }
+
+
 def ends(folder):
     """Data that leaves some process with fewer images than others; the number of steps and of forwards of each."""
 
@@ -341,6 +376,7 @@ TASKS = {
     "draws_of_workers": draws_of_workers,
     "ends": ends,
     "measured": measured,
+    "prior": prior,
     "sharded": sharded,
     "sharded_trainer": lambda folder: three_steps(folder, fsdp=True, output_dir=str(Path(folder, "fsdp"))),
     "replicated_trainer": three_steps,

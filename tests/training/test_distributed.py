@@ -50,7 +50,7 @@ def launch(tiny_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def of_two(launch):
     """Results of all tasks on two processes."""
-    _, results = launch(2, *STEPS, "draws", "draws_of_workers", "ends", "measured")
+    _, results = launch(2, *STEPS, "draws", "draws_of_workers", "ends", "measured", "prior")
     return results
 
 
@@ -135,6 +135,14 @@ def test_processes_draw_views_and_masks_of_their_own(of_two):
 def test_workers_of_processes_draw_views_of_their_own(of_two):
     views = torch.cat(of_two["draws_of_workers"])
     assert len(views) == 8 and len({view.numpy().tobytes() for view in views}) == 8
+
+
+def test_prior_draws_noise_of_its_own_on_each_process_and_stays_one(of_two):
+    first, second = of_two["prior"]
+    assert torch.cat([first["images"], second["images"]]).sort().values.tolist() == list(range(12))
+    assert all(not torch.equal(*states) for states in zip(first["states"], second["states"], strict=True))
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name
 
 
 # Data that leave a process with fewer images -------------------------------------------------------------------------
