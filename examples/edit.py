@@ -28,8 +28,8 @@ import stellar_hf
 from stellar_hf import StellarPipeline
 from stellar_hf.visualization import plot_edits, token_palette
 
-# Left, top, right and bottom of what stands in the second photograph of scikit-learn, in its pixels.
-PAGODA = (60, 20, 400, 330)
+# What is below the sky in the second photograph of scikit-learn: left, top, right and bottom in its pixels.
+HILL = (0, 140, 640, 427)
 
 
 @dataclass
@@ -134,7 +134,7 @@ def find_concept(pipe: StellarPipeline, maps: Tensor, args: Arguments, width: in
         concept[:, [token - 1 for token in args.tokens]] = True
         return concept
     middle = [width // 6, height // 6, width - width // 6, height - height // 6]
-    boxes = args.box or (middle if args.images else [*middle, *PAGODA])
+    boxes = args.box or (middle if args.images else [*middle, *HILL])
     masks = box_masks(boxes, len(maps), width, height)
     concept = pipe.select(maps, masks.expand(len(maps), -1, -1))
     if not concept[0].any():
