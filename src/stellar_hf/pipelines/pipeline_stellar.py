@@ -50,6 +50,9 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
     image comes back in the size of the input. `grid_size` keeps the shape of elongated images, or gives large ones
     more patches.
 
+    Between both, S and L are plain tensors: `move`, `scale`, `erase`, `swap`, `interpolate` and `transfer` edit them
+    ([`ConceptEditing`]), and a prior draws them from noise ([`~StellarPipeline.generate`]).
+
     `from_pretrained` takes a folder or owner/name on the Hub. `DiffusionPipeline.from_pretrained` finds classes of
     Diffusers only; of a folder it makes this pipeline if it is told to read the `pipeline.py` that `save_pretrained`
     writes (which imports this package): `custom_pipeline="pipeline", trust_remote_code=True`. A pipeline on the Hub
@@ -62,9 +65,12 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         vq_model ([`MaskGitVQModel`], *optional*): Decodes the codes of a model with `reconstruction_target="codes"`;
             a model that reconstructs pixels needs none.
         prior ([`StellarTokenPrior`], *optional*): Draws tokens and localization, for
-            [`~StellarPipeline.generate`].
+            [`~StellarPipeline.generate`]; of the sizes of the model's.
         scheduler ([`FlowMatchEulerDiscreteScheduler`], *optional*): Of the prior's steps; made where there is a
             prior.
+
+    Raises:
+        ValueError: If the prior is for another number or size of tokens than the model.
 
     Example:
 
