@@ -69,8 +69,8 @@ def modules(pipe: StellarPipeline) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
 
 
-def pixels(pipe: StellarPipeline, image: Image.Image) -> torch.Tensor:
-    return pipe(image=image, output_type="pt").images.float().cpu()
+def pixels(pipe: StellarPipeline, image: Image.Image, num_steps: int = 1) -> torch.Tensor:
+    return pipe(image=image, num_inference_steps=num_steps, output_type="pt").images.float().cpu()
 
 
 def sampling(pipe: StellarPipeline, *seeds: int) -> dict:
@@ -231,6 +231,7 @@ def test_all_components_move_to_half_precision_and_stay_close(pipe, images, dtyp
     assert pipe.to(dtype) is pipe and pipe.dtype == dtype
     assert {module.dtype for module in modules(pipe).values()} == {dtype}
     torch.testing.assert_close(pixels(pipe, images[0]), expected, rtol=0, atol=tolerance)
+    assert pixels(pipe, images[0], num_steps=2).isfinite().all()
 
 
 def test_half_precision_is_saved_and_loaded(pipe, images, tmp_path):
@@ -284,10 +285,11 @@ def decoded(pipe: StellarPipeline, tokens: torch.Tensor, localization: torch.Ten
     return pipe(sparse_tokens=tokens, localization=localization, output_type="pt").images.float().cpu()
 
 
-def assert_offloaded_pipeline_gives_the_same(pipe, image, expected, tokens, localization, from_tokens, atol):
+def assert_offloaded_pipeline_gives_the_same(pipe, image, expected, refined, tokens, localization, from_tokens, atol):
     """Twice, since weights have to leave and come back."""
     for _ in range(2):
         torch.testing.assert_close(pixels(pipe, image), expected, rtol=0, atol=atol)
+        torch.testing.assert_close(pixels(pipe, image, num_steps=2), refined, rtol=0, atol=atol)
         torch.testing.assert_close(decoded(pipe, tokens, localization), from_tokens, rtol=0, atol=atol)
         torch.testing.assert_close(pipe.encode(image)[0].cpu(), tokens, rtol=0, atol=atol)
 
@@ -296,7 +298,8 @@ def assert_offloaded_pipeline_gives_the_same(pipe, image, expected, tokens, loca
 def plain_results(pipe, images):
     """What the pipeline gives before it is offloaded, as arguments of the comparison."""
     tokens, localization = pipe.encode(images[0])
-    return images[0], pixels(pipe, images[0]), tokens, localization, decoded(pipe, tokens, localization)
+    from_images = pixels(pipe, images[0]), pixels(pipe, images[0], num_steps=2)
+    return images[0], *from_images, tokens, localization, decoded(pipe, tokens, localization)
 
 
 @needs_accelerator
