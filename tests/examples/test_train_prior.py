@@ -61,7 +61,8 @@ def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(run_script, 
             assert np.isfinite(results[f"test_{row}_{name}"])
     # A copy is nearer to the training set than an unseen crop is.
     assert results["test_copied_training_crops_nearest_pixels"] < results["test_held_out_crops_nearest_pixels"]
-    assert Image.open("out/samples.png").width > 1000
+    with Image.open("out/samples.png") as image:
+        assert image.width > 1000
 
     pipe = StellarPipeline.from_pretrained("out/pipeline")
     assert tuple(pipe.prior.config.class_names) == PHOTOGRAPH_NAMES
