@@ -215,7 +215,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     if is_main_process:
         print(describe(model, "streamed" if data_args.streaming else f"{len(images):,}"))
     checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir)
-    announce(trainer, checkpoint)
+    is_finished = announce(trainer, checkpoint)
     evaluation = None
     if data_args.is_embedded and is_main_process:
         evaluation = MosaicEvaluation(
@@ -223,7 +223,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         )
         evaluation.add_untrained(model)
 
-    train_or_load(trainer, checkpoint)
+    train_or_load(trainer, checkpoint, is_finished)
     trainer.save_model()
     trainer.save_state()
     if evaluation is not None:

@@ -16,6 +16,7 @@ measured. The same command goes on from the newest checkpoint; --overwrite_outpu
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import torch
 from PIL import Image
 from reconstruct import load_pipeline
@@ -90,7 +91,6 @@ class PriorTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=100, metadata={"help": "Steps between two rows of the table."})
     save_steps: float = field(default=300, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay False."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -111,7 +111,8 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     pipe.set_progress_bar_config(disable=True)
     show_progress = not training_args.disable_tqdm
     if args.features_dir is None:
-        data, grid_size, class_names = encode_crops(pipe, args.num_train_crops, show_progress)
+        crops = load_crops("train", args.num_train_crops, pipe.model.config.image_size)
+        data, grid_size, class_names = encode_crops(pipe, crops, show_progress)
         num_classes = len(class_names)
     else:
         data = ExtractedTokens(args.features_dir)
@@ -122,8 +123,8 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     if is_main_process:
         print(f"Prior with {prior.num_parameters():,} parameters, {len(data):,} images, {num_classes} classes\n")
     checkpoint = find_checkpoint(trainer, args.overwrite_output_dir)
-    announce(trainer, checkpoint)
-    train_or_load(trainer, checkpoint)
+    is_finished = announce(trainer, checkpoint)
+    train_or_load(trainer, checkpoint, is_finished)
     trainer.save_state()
     if not is_main_process:
         return
@@ -133,7 +134,7 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     pipe.save_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     if args.features_dir is None:
-        results = evaluate(pipe, args, show_progress)
+        results = evaluate(pipe, crops, args, show_progress)
         trainer.save_metrics("test", {f"test_{name}": value for name, value in flatten(results).items()})
         print(f"\n{report(results)}\n")
     save_samples(pipe, args, Path(training_args.output_dir, "samples.png"))
@@ -143,14 +144,13 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
 # Inputs --------------------------------------------------------------------------------------------------------------
 
 
-def load_crops(split: str, num_crops: int, image_size: int, seed: int = 0):
+def load_crops(split: str, num_crops: int, image_size: int, seed: int = 0) -> datasets.Dataset:
     return load_photo_mosaics(split, num_crops, image_size, num_regions=1, seed=seed)
 
 
-def encode_crops(pipe: StellarPipeline, num_crops: int, show_progress: bool):
+def encode_crops(pipe: StellarPipeline, crops: datasets.Dataset, show_progress: bool):
     """Rows for the training, the grid of their localization, and the names of the classes."""
     config = pipe.model.config
-    crops = load_crops("train", num_crops, config.image_size)
     features = extract_features(pipe.model, crops, description="tokens", show_progress=show_progress)
     side = config.image_size // config.patch_size
     columns = zip(features.sparse_tokens, features.localization, torch.tensor(crops["label"][:]), strict=True)
@@ -190,10 +190,11 @@ def build_prior(
 # Results -------------------------------------------------------------------------------------------------------------
 
 
-def evaluate(pipe: StellarPipeline, args: PriorArguments, show_progress: bool) -> dict[str, dict[str, float]]:
+def evaluate(
+    pipe: StellarPipeline, train: datasets.Dataset, args: PriorArguments, show_progress: bool
+) -> dict[str, dict[str, float]]:
     """Rows of the table: real crops, their reconstructions, copies of training crops, and what the prior draws."""
     size, device = pipe.model.config.image_size, pipe.model.device
-    train = load_crops("train", args.num_train_crops, size)
     reference = load_crops("test", 2 * args.num_eval_crops, size)
     crops = load_crops("test", args.num_eval_crops, size, seed=1)
     copied = train.take(args.num_eval_crops)
@@ -218,11 +219,11 @@ def evaluate(pipe: StellarPipeline, args: PriorArguments, show_progress: bool) -
     }
 
 
-def pixels(crops) -> torch.Tensor:
+def pixels(crops: datasets.Dataset) -> torch.Tensor:
     return torch.stack(images_to_tensor(crops["image"][:])) / 255
 
 
-def reconstruct(pipe: StellarPipeline, crops) -> torch.Tensor:
+def reconstruct(pipe: StellarPipeline, crops: datasets.Dataset) -> torch.Tensor:
     return torch.cat([pipe(image=batch["image"], output_type="pt").images for batch in crops.iter(DECODE_BATCH_SIZE)])
 
 

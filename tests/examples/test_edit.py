@@ -2,8 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The script runs as its documentation says, on the packaged photographs and on images of a user."""
 
-import importlib.util
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +11,11 @@ from PIL import Image
 
 from stellar_hf.data.photo_mosaics import photograph
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "edit.py"
-
 
 @pytest.fixture
-def run_script(monkeypatch, tmp_path):
-    """Runs the script with arguments, in this process and a folder of its own."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)  # as Python does for a script
-    spec = importlib.util.spec_from_file_location("edit", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "edit", script)  # its dataclass looks its own module up
-    spec.loader.exec_module(script)
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, argv)])
-        script.main()
-
-    return run
+def run_script(run_example):
+    """Runs the script with arguments."""
+    return partial(run_example, "edit")
 
 
 def files(folder: str) -> set[str]:

@@ -2,9 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The script that trains the prior as a user runs it: embedded crops, features of own images, resumed, refused."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import datasets
@@ -16,26 +14,8 @@ from PIL import Image
 from stellar_hf import StellarPipeline
 from stellar_hf.data import PHOTOGRAPH_NAMES, ExtractedTokens
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ("--hidden_size", 16, "--num_layers", 1, "--localization_channels", 8, "--num_inference_steps", 2)
 QUICK = ("--max_steps", 4, "--per_device_train_batch_size", 8, "--disable_tqdm=true", "--use_cpu")
-
-
-@pytest.fixture
-def run_script(monkeypatch, tmp_path):
-    """Runs a script of the examples with arguments, in this process and a folder of its own."""
-    monkeypatch.syspath_prepend(EXAMPLES)  # as Python does for a script
-    monkeypatch.chdir(tmp_path)
-
-    def run(name, *argv):
-        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-        script = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, script)  # its dataclass looks its own module up
-        spec.loader.exec_module(script)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
-        script.main()
-
-    return run
 
 
 @pytest.fixture
@@ -50,9 +30,9 @@ def own_images(tmp_path):
     return tmp_path / "photos"
 
 
-def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(run_script, capsys):
+def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(run_example, capsys):
     crops = ("--num_train_crops", 48, "--num_eval_crops", 12)
-    run_script("train_prior", *TINY, *QUICK, *crops, "--output_dir", "out")
+    run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "out")
     printed = capsys.readouterr().out
     assert "held-out crops" in printed and "generated" in printed and "names the photograph" in printed
     results = json.loads(Path("out/all_results.json").read_text())
@@ -70,15 +50,15 @@ def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(run_script, 
     assert image.size == (64, 48)
 
     # The same command only measures again, with the same result.
-    run_script("train_prior", *TINY, *QUICK, *crops, "--output_dir", "out")
+    run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "out")
     assert "The training is finished" in capsys.readouterr().out
     again = json.loads(Path("out/all_results.json").read_text())
     assert again["test_generated_nearest_pixels"] == results["test_generated_nearest_pixels"]
 
 
 @pytest.mark.parametrize("options", [(), ("--top_k", 2, "--dtype", "float16")])
-def test_features_of_own_images(run_script, own_images, capsys, options):
-    run_script("extract_features", "--image_dir", own_images, "--output_dir", "features", *options)
+def test_features_of_own_images(run_example, own_images, capsys, options):
+    run_example("extract_features", "--image_dir", own_images, "--output_dir", "features", *options)
     data = ExtractedTokens("features")
     assert len(data) == 12 and data.grid_size == (16, 16)
     assert data.num_classes == 2 and data.class_names == ["dark", "light"]
@@ -89,20 +69,20 @@ def test_features_of_own_images(run_script, own_images, capsys, options):
     num_shares = (row["localization"] > 0).sum(-1).max()
     assert num_shares == 2 if options else num_shares > 2
 
-    run_script("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
+    run_example("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
     assert "12 images, 2 classes" in capsys.readouterr().out
     pipe = StellarPipeline.from_pretrained("out/pipeline")
     assert len(pipe.generate(["dark", 1, None], 2).images) == 3
     assert Path("out/samples.png").is_file()
 
 
-def test_images_without_classes(run_script, own_images, capsys):
+def test_images_without_classes(run_example, own_images, capsys):
     for number, file in enumerate(sorted(own_images.glob("*/*.png"))):
         file.rename(own_images / f"{number}.png")
     for folder in ("dark", "light"):
         (own_images / folder).rmdir()
-    run_script("extract_features", "--image_dir", own_images, "--output_dir", "features")
-    run_script("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
+    run_example("extract_features", "--image_dir", own_images, "--output_dir", "features")
+    run_example("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
     assert "12 images, 0 classes" in capsys.readouterr().out
     pipe = StellarPipeline.from_pretrained("out/pipeline")
     assert len(pipe.generate([None] * 2, 2).images) == 2
@@ -110,17 +90,17 @@ def test_images_without_classes(run_script, own_images, capsys):
         pipe.generate([0])
 
 
-def test_training_goes_on_from_its_checkpoint(run_script, capsys):
+def test_training_goes_on_from_its_checkpoint(run_example, capsys):
     crops = ("--num_train_crops", 24, "--num_eval_crops", 4, "--save_steps", 2)
-    run_script("train_prior", *TINY, *QUICK, *crops, "--output_dir", "whole")
-    run_script("train_prior", *TINY, *QUICK, *crops, "--max_steps", 4, "--output_dir", "half")
+    run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "whole")
+    run_example("train_prior", *TINY, *QUICK, *crops, "--max_steps", 4, "--output_dir", "half")
     # As if the second had been killed after its first checkpoint.
     for name in ("checkpoint-4", "pipeline"):
         for file in sorted(Path("half", name).rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
         Path("half", name).rmdir()
     capsys.readouterr()
-    run_script("train_prior", *TINY, *QUICK, *crops, "--output_dir", "half")
+    run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "half")
     assert "Going on from" in capsys.readouterr().out
     priors = [StellarPipeline.from_pretrained(f"{name}/pipeline").prior.state_dict() for name in ("whole", "half")]
     for name, weight in priors[0].items():
@@ -135,13 +115,13 @@ def test_training_goes_on_from_its_checkpoint(run_script, capsys):
         (("--hidden_size", 30, "--num_train_crops", 8), "hidden_size is 30"),
     ],
 )
-def test_wrong_arguments_end_in_a_sentence(run_script, argv, message):
+def test_wrong_arguments_end_in_a_sentence(run_example, argv, message):
     with pytest.raises(SystemExit, match=f"error: .*{message}"):
-        run_script("train_prior", *QUICK, *argv)
+        run_example("train_prior", *QUICK, *argv)
 
 
-def test_grids_must_be_of_one_size(run_script, own_images):
-    run_script("extract_features", "--image_dir", own_images, "--output_dir", "features")
+def test_grids_must_be_of_one_size(run_example, own_images):
+    run_example("extract_features", "--image_dir", own_images, "--output_dir", "features")
     file = next(Path("features/features").glob("*.parquet"))
     rows = datasets.Dataset.from_parquet(str(file))
     rows = rows.map(lambda row, index: {"grid_size": [16, 16 + index % 2]}, with_indices=True)
@@ -152,7 +132,7 @@ def test_grids_must_be_of_one_size(run_script, own_images):
 
 
 @pytest.mark.parametrize(("labels", "said"), [([0, -1], "-1"), (["cat", "dog"], "'cat'")])
-def test_labels_must_be_numbers_of_classes(run_script, tmp_path, labels, said):
+def test_labels_must_be_numbers_of_classes(run_example, tmp_path, labels, said):
     tokens, localization = np.zeros((2, 4, 8)), np.full((2, 16, 4), 0.25)
     columns = {"index": [0, 1], "tokens": tokens, "localization": localization, "label": labels}
     datasets.Dataset.from_dict({**columns, "grid_size": [[4, 4]] * 2}).to_parquet(str(tmp_path / "features.parquet"))

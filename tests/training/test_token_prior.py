@@ -68,7 +68,6 @@ def make_trainer(tmp_path):
             "save_strategy": "no",
             "disable_tqdm": True,
             "use_cpu": True,
-            "remove_unused_columns": False,
             "dataloader_pin_memory": False,
         }
         prior = with_statistics(make_prior()) if prior is None else prior

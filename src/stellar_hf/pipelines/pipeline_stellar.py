@@ -232,19 +232,18 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         Draws images: tokens and localization from the prior, and their decoding.
 
         Args:
-            class_labels: As [`~StellarPipeline.sample_tokens`] takes them, with the arguments that follow up to
-                `generator`, and the callback.
+            class_labels: As [`~StellarPipeline.sample_tokens`] takes them.
             num_inference_steps: Steps from noise to tokens.
-            guidance_scale: Strength of the class.
-            generator: Of the noise, and of sampled codes.
+            guidance_scale: Strength of classifier-free guidance; 1 for none.
+            generator: Of the noise, and of sampled codes; or one for each image.
             height: As in the call of the pipeline, which decodes, with the arguments that follow up to `return_dict`.
             width: Likewise.
             temperature: Likewise.
             top_k: Likewise.
             output_type: Likewise.
             return_dict: Likewise.
-            callback_on_step_end: See above.
-            callback_on_step_end_tensor_inputs: See above.
+            callback_on_step_end: Called after each step, as by [`~StellarPipeline.sample_tokens`].
+            callback_on_step_end_tensor_inputs: Names of the tensors that it gets.
 
         Returns:
             `ImagePipelineOutput` with `images`, one for each label; or a tuple of them alone.
@@ -322,6 +321,7 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
         is_any_class = bool((labels == self.prior.config.num_classes).all())
         self._guidance_scale, self._interrupt = 1.0 if is_any_class else guidance_scale, False
         device = self._execution_device
+        labels = labels.to(device)
         latents = randn_tensor((len(labels), self.prior.latent_size), generator=generators, device=device)
         # The scheduler's own last step would go from 0.001 to 0, and change nothing.
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
@@ -331,7 +331,7 @@ class StellarPipeline(ConceptEditing, DiffusionPipeline):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self._interrupt:
                     break
-                velocity = self._velocity(latents, timestep, labels.to(device))
+                velocity = self._velocity(latents, timestep, labels)
                 latents = self.scheduler.step(velocity, timestep, latents).prev_sample
                 if callback_on_step_end is not None:
                     tensors = {name: latents for name in callback_on_step_end_tensor_inputs}

@@ -63,12 +63,12 @@ def find_checkpoint(trainer: CheckpointTrainer, overwrite_output_dir: bool) -> s
     return None if str(asked).lower() == "false" else asked
 
 
-def train_or_load(trainer: CheckpointTrainer, checkpoint: str | None) -> None:
+def train_or_load(trainer: CheckpointTrainer, checkpoint: str | None, is_finished: bool) -> None:
     """
     Trains, from the start or a checkpoint; or takes the result of a training that is finished. An interrupted training
     ends the process.
     """
-    if checkpoint is not None and trainer.is_finished(checkpoint):
+    if checkpoint is not None and is_finished:
         trainer.load_finished(checkpoint)
         return
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -80,13 +80,15 @@ def train_or_load(trainer: CheckpointTrainer, checkpoint: str | None) -> None:
     trainer.save_metrics("train", result.metrics)
 
 
-def announce(trainer: CheckpointTrainer, checkpoint: str | None) -> None:
-    """Says where a training goes on. Call it on all processes."""
+def announce(trainer: CheckpointTrainer, checkpoint: str | None) -> bool:
+    """Says where a training goes on, and returns whether it is finished there. Call it on all processes."""
     if checkpoint is None:
-        return
-    what = "The training is finished; measuring" if trainer.is_finished(checkpoint) else "Going on from"
+        return False
+    is_finished = trainer.is_finished(checkpoint)
+    what = "The training is finished; measuring" if is_finished else "Going on from"
     if trainer.is_world_process_zero():
         print(f"{what} {checkpoint} (--overwrite_output_dir starts anew)\n")
+    return is_finished
 
 
 def _sentence(error: Exception) -> str:
