@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -125,3 +126,15 @@ def tiny_config() -> Callable[..., Any]:
         "mask_ratio": 0.6,
     }
     return lambda **overrides: StellarConfig(**{**fields, **overrides})
+
+
+@pytest.fixture
+def at_event():
+    """Builds a callback that calls functions at events: `at_event(on_step_end=lambda model, **kwargs: ...)`."""
+
+    class AtEvent(TrainerCallback):
+        def __init__(self, **functions):
+            for event, function in functions.items():
+                setattr(self, event, lambda args, state, control, function=function, **kwargs: function(**kwargs))
+
+    return AtEvent

@@ -9,60 +9,17 @@ are loaded with the first name that needs them.
 
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import lazy_loader
 from wrapt import when_imported
-
-if TYPE_CHECKING:
-    from .configuration_stellar import StellarConfig as StellarConfig
-    from .image_processing_pil_stellar import StellarImageProcessorPil as StellarImageProcessorPil
-    from .image_processing_stellar import StellarImageProcessor as StellarImageProcessor
-    from .modeling_stellar import StellarBackbone as StellarBackbone
-    from .modeling_stellar import StellarForImageClassification as StellarForImageClassification
-    from .modeling_stellar import StellarForImageReconstruction as StellarForImageReconstruction
-    from .modeling_stellar import StellarForPreTraining as StellarForPreTraining
-    from .modeling_stellar import StellarForSemanticSegmentation as StellarForSemanticSegmentation
-    from .modeling_stellar import StellarModel as StellarModel
-    from .pipelines import MaskGitVQModel as MaskGitVQModel
-    from .pipelines import StellarPipeline as StellarPipeline
-    from .pipelines import StellarTokenPrior as StellarTokenPrior
-    from .training import StellarTrainer as StellarTrainer
-    from .training import StellarTrainingArguments as StellarTrainingArguments
 
 __version__ = "0.1.0"
 
 DEMO_MODEL = str(Path(__file__).parent / "demo")
 """Folder of a small model, pre-trained on the photo mosaics, that comes with this package; for `from_pretrained`."""
 
-_MODULE_OF_NAME = {
-    "MaskGitVQModel": ".pipelines",
-    "StellarBackbone": ".modeling_stellar",
-    "StellarConfig": ".configuration_stellar",
-    "StellarForImageClassification": ".modeling_stellar",
-    "StellarForImageReconstruction": ".modeling_stellar",
-    "StellarForPreTraining": ".modeling_stellar",
-    "StellarForSemanticSegmentation": ".modeling_stellar",
-    "StellarImageProcessor": ".image_processing_stellar",
-    "StellarImageProcessorPil": ".image_processing_pil_stellar",
-    "StellarModel": ".modeling_stellar",
-    "StellarPipeline": ".pipelines",
-    "StellarTokenPrior": ".pipelines",
-    "StellarTrainer": ".training",
-    "StellarTrainingArguments": ".training",
-}
-
-__all__ = sorted(["DEMO_MODEL", *_MODULE_OF_NAME])
-
-
-def __getattr__(name: str):
-    if name not in _MODULE_OF_NAME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULE_OF_NAME[name], __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
-
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["DEMO_MODEL"]
 
 # Registration waits for the Auto classes to be imported. Models take a chain of three links, since Transformers
 # imports its Auto models in the middle of the module of layers that our models need: each link only imports the next

@@ -5,7 +5,6 @@
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from stellar_hf import StellarForPreTraining, StellarTrainer, StellarTrainingArguments
 
@@ -51,15 +50,3 @@ def make_trainer(tiny_config, tmp_path):
         )
 
     return make
-
-
-@pytest.fixture
-def at_event():
-    """Builds a callback that calls functions at events: `at_event(on_step_end=lambda model, **kwargs: ...)`."""
-
-    class AtEvent(TrainerCallback):
-        def __init__(self, **functions):
-            for event, function in functions.items():
-                setattr(self, event, lambda args, state, control, function=function, **kwargs: function(**kwargs))
-
-    return AtEvent

@@ -212,7 +212,7 @@ def prior(folder):
     from transformers import TrainingArguments
 
     from stellar_hf import StellarTokenPrior
-    from stellar_hf.training import StellarTokenPriorTrainer
+    from stellar_hf.prior import StellarTokenPriorTrainer
 
     set_seed(0)
     sizes = {"num_sparse_tokens": 2, "token_size": 4, "grid_size": (4, 4), "num_classes": 2, "hidden_size": 16}

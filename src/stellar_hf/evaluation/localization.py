@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..visualization import resolve_grid_size
+from ..localization_stellar import resolve_grid_size
 
 
 def concept_labels(

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..evaluation.localization import concept_labels
+from ..localization_stellar import resolve_grid_size
 from ..loss_stellar import matching_plan
-from ..visualization import resolve_grid_size
 
 # Of the matching: enough for plans of 24 tokens to be those of a permutation.
 _MATCHING_ITERATIONS = 200

@@ -24,11 +24,11 @@ from transformers.utils import is_torchvision_available
 
 from ..image_processing_pil_stellar import StellarImageProcessorMixin, StellarImageProcessorPil
 from ..image_processing_stellar import StellarImageProcessor
+from ..localization_stellar import resolve_grid_size
 from ..modeling_stellar import StellarForImageReconstruction
-from ..visualization import resolve_grid_size
+from ..prior.modeling_token_prior import StellarTokenPrior
 from .editing import ConceptEditing
 from .maskgit_vq_model import MaskGitVQModel
-from .token_prior import StellarTokenPrior
 
 ClassLabel = int | str | None
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")

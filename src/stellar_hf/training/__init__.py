@@ -1,24 +1,7 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Pre-training, and training of the prior, with the Trainer of Transformers."""
+"""Pre-training with the Trainer of Transformers."""
 
-from .arguments import StellarTrainingArguments
-from .callbacks import GracefulInterruptCallback, PushCodeCallback, StellarProgressCallback, TeacherCallback
-from .checkpoints import CheckpointTrainer, CheckpointWriteError
-from .evaluation import default_processor
-from .token_prior import StellarTokenPriorTrainer, TokenPriorForTraining
-from .trainer import StellarTrainer
+import lazy_loader
 
-__all__ = [
-    "CheckpointTrainer",
-    "CheckpointWriteError",
-    "GracefulInterruptCallback",
-    "PushCodeCallback",
-    "StellarProgressCallback",
-    "StellarTokenPriorTrainer",
-    "StellarTrainer",
-    "StellarTrainingArguments",
-    "TeacherCallback",
-    "TokenPriorForTraining",
-    "default_processor",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

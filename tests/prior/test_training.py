@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline, StellarTokenPrior
-from stellar_hf.training import StellarTokenPriorTrainer, TokenPriorForTraining
+from stellar_hf.prior import StellarTokenPriorTrainer, TokenPriorForTraining
 
 NUM_TOKENS, TOKEN_SIZE, NUM_PATCHES = 4, 32, 16
 

@@ -5,10 +5,10 @@
 import pytest
 import torch
 
-from stellar_hf.evaluation import (
+from stellar_hf.evaluation import format_results_table
+from stellar_hf.prior import (
     GENERATION_COLUMNS,
     GenerationEvaluation,
-    format_results_table,
     frechet_distance,
     nearest_distances,
     train_classifier,

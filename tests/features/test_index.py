@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stellar_hf.evaluation import build_token_index, nearest_tokens
+from stellar_hf.features import build_token_index, nearest_tokens
 
 
 @pytest.fixture

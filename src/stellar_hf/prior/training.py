@@ -16,12 +16,12 @@ from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from .callbacks import LossTableCallback
-from .checkpoints import CheckpointTrainer
-from .monitoring import NonFiniteLossGuard
+from ..training.callbacks import LossTableCallback
+from ..training.checkpoints import CheckpointTrainer
+from ..training.monitoring import NonFiniteLossGuard
 
 if TYPE_CHECKING:
-    from ..pipelines import StellarTokenPrior
+    from .modeling_token_prior import StellarTokenPrior
 
 _MAX_DECAY = 0.9999
 

@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """The pre-training script as a user runs it: the main job, images of one's own, errors, Ctrl-C."""
 
-import importlib.util
 import json
 import os
 import re
@@ -52,11 +51,9 @@ TINY_RUN = ["--num_global_views=1", "--num_local_views=0", "--per_device_train_b
 @pytest.fixture(scope="module")
 def pretrain():
     """The script as a module, for what needs no process of its own."""
-    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = module  # its dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
+    from stellar_hf.cli import pretrain
+
+    return pretrain
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from stellar_hf import StellarPipeline
-from stellar_hf.data import PHOTOGRAPH_NAMES, ExtractedTokens
+from stellar_hf.data import PHOTOGRAPH_NAMES
+from stellar_hf.features import ExtractedTokens
 
 TINY = ("--hidden_size", 16, "--num_layers", 1, "--localization_channels", 8, "--num_inference_steps", 2)
 QUICK = ("--max_steps", 4, "--per_device_train_batch_size", 8, "--disable_tqdm=true", "--use_cpu")

@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""What the training scripts of `examples/` have in common: cores, going on from checkpoints, errors in a sentence."""
+"""What the commands that train have in common: cores, going on from checkpoints, errors in a sentence."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments
 
-from .checkpoints import CheckpointTrainer
+from ..training.checkpoints import CheckpointTrainer
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """The recipes: the paper's values in effect, and two steps of each on tiny models and images."""
 
-import importlib.util
 import json
 import math
 import sys
@@ -34,11 +33,9 @@ TINY_HEADS = {
 
 @pytest.fixture(scope="module")
 def pretrain():
-    spec = importlib.util.spec_from_file_location("pretrain", EXAMPLES / "pretrain.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain"] = module  # its dataclasses look their own module up
-    spec.loader.exec_module(module)
-    return module
+    from stellar_hf.cli import pretrain
+
+    return pretrain
 
 
 @pytest.fixture(scope="module")

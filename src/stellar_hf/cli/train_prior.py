@@ -1,0 +1,284 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""
+Trains a prior over tokens and localization, by which a pipeline draws images instead of only decoding them.
+
+    accelerate launch examples/train_prior.py                   # demo model, embedded photographs, minutes on a CPU
+    python examples/extract_features.py --image_dir photos --output_dir features
+    accelerate launch examples/train_prior.py --features_dir features --output_dir out --max_steps 20000 --bf16
+
+The features are those of --model_name_or_path, or of the model in --pipeline_name_or_path; classes are the labels that
+are in them. The pipeline with the prior is written to OUTPUT_DIR/pipeline, samples of every class to
+OUTPUT_DIR/samples.png. Without features, crops of the embedded photographs are encoded, and the generated ones are
+measured. The same command goes on from the newest checkpoint; --overwrite_output_dir starts anew.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, default_collate
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers.utils import logging
+
+import stellar_hf
+from stellar_hf import StellarPipeline, StellarTokenPrior
+from stellar_hf.cli.reconstruct import load_pipeline
+from stellar_hf.cli.scripts import announce, errors_in_a_sentence, find_checkpoint, train_or_load, use_all_cores
+from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_photo_mosaics
+from stellar_hf.evaluation import extract_features, format_results_table
+from stellar_hf.features import ExtractedTokens
+from stellar_hf.prior import (
+    GENERATION_COLUMNS,
+    GenerationEvaluation,
+    StellarTokenPriorTrainer,
+    train_classifier,
+)
+from stellar_hf.visualization import plot_image_grid
+
+NUM_STATISTICS_IMAGES = 10000
+DECODE_BATCH_SIZE = 250
+
+
+@dataclass
+class PriorArguments:
+    """What is to be drawn, and by which prior."""
+
+    features_dir: str | None = field(
+        default=None, metadata={"help": "What examples/extract_features.py wrote; embedded photographs by default."}
+    )
+    model_name_or_path: str = field(
+        default=stellar_hf.DEMO_MODEL,
+        metadata={"help": "STELLAR model that decodes: a folder, or owner/name on the Hub."},
+    )
+    pipeline_name_or_path: str | None = field(
+        default=None, metadata={"help": "In place of the model, a pipeline, as a model of codes needs."}
+    )
+    hidden_size: int = field(default=192, metadata={"help": "Width of the prior's transformer."})
+    num_layers: int = field(default=4, metadata={"help": "Its blocks."})
+    num_attention_heads: int = field(default=4, metadata={"help": "Its attention heads."})
+    localization_patch_size: int | None = field(
+        default=None,
+        metadata={"help": "Side of the squares of patches that it takes together; 4, 2 or 1 by default, what fits."},
+    )
+    localization_channels: int = field(default=32, metadata={"help": "Width of its convolutions over the grid."})
+    class_dropout: float = field(default=0.1, metadata={"help": "Share of images that are trained without a class."})
+    guidance_scale: float = field(default=2.0, metadata={"help": "Classifier-free guidance of what is drawn."})
+    num_inference_steps: int = field(default=25, metadata={"help": "Steps of drawing."})
+    num_train_crops: int = field(default=16000, metadata={"help": "Crops of the embedded photographs to train on."})
+    num_eval_crops: int = field(default=1000, metadata={"help": "Images to draw and to compare with as many crops."})
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
+    )
+
+
+@dataclass
+class PriorTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of the prior."""
+
+    output_dir: str = field(default="stellar-prior", metadata={"help": "Folder of the results."})
+    max_steps: int = field(default=900, metadata={"help": "Optimizer steps."})
+    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images of a step and process."})
+    learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate of AdamW."})
+    adam_beta2: float = field(default=0.99, metadata={"help": "Of AdamW."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule after the warm-up."})
+    warmup_steps: float = field(default=50, metadata={"help": "Warm-up, in steps or, below 1, a share of them."})
+    logging_steps: float = field(default=100, metadata={"help": "Steps between two rows of the table."})
+    save_steps: float = field(default=300, metadata={"help": "Steps between two checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # without an accelerator, PyTorch warns of it
+
+
+def main() -> None:
+    with errors_in_a_sentence():
+        run(*HfArgumentParser((PriorArguments, PriorTrainingArguments)).parse_args_into_dataclasses())
+
+
+def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
+    logging.disable_progress_bar()  # of loading and saving models; the training's stays
+    use_all_cores(training_args)
+    set_seed(training_args.seed)
+    pipe = load_pipeline(args, training_args.device)
+    pipe.set_progress_bar_config(disable=True)
+    show_progress = not training_args.disable_tqdm
+    if args.features_dir is None:
+        crops = load_crops("train", args.num_train_crops, pipe.model.config.image_size)
+        data, grid_size, class_names = encode_crops(pipe, crops, show_progress)
+        num_classes = len(class_names)
+    else:
+        data = ExtractedTokens(args.features_dir)
+        grid_size, class_names, num_classes = data.grid_size, data.class_names, data.num_classes
+    prior = build_prior(args, data, grid_size, num_classes, class_names)
+    trainer = StellarTokenPriorTrainer(prior, training_args, args.class_dropout, train_dataset=data)
+    is_main_process = trainer.is_world_process_zero()
+    if is_main_process:
+        print(f"Prior with {prior.num_parameters():,} parameters, {len(data):,} images, {num_classes} classes\n")
+    checkpoint = find_checkpoint(trainer, args.overwrite_output_dir)
+    is_finished = announce(trainer, checkpoint)
+    train_or_load(trainer, checkpoint, is_finished)
+    trainer.save_state()
+    if not is_main_process:
+        return
+
+    pipe = StellarPipeline(**{**pipe.components, "prior": trainer.average.eval(), "scheduler": None})
+    folder = Path(training_args.output_dir, "pipeline")
+    pipe.save_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    if args.features_dir is None:
+        results = evaluate(pipe, crops, args, show_progress)
+        trainer.save_metrics("test", {f"test_{name}": value for name, value in flatten(results).items()})
+        print(f"\n{report(results)}\n")
+    save_samples(pipe, args, Path(training_args.output_dir, "samples.png"))
+    print(how_to_draw(folder, prior))
+
+
+# Inputs --------------------------------------------------------------------------------------------------------------
+
+
+def load_crops(split: str, num_crops: int, image_size: int, seed: int = 0) -> datasets.Dataset:
+    return load_photo_mosaics(split, num_crops, image_size, num_regions=1, seed=seed)
+
+
+def encode_crops(pipe: StellarPipeline, crops: datasets.Dataset, show_progress: bool):
+    """Rows for the training, the grid of their localization, and the names of the classes."""
+    config = pipe.model.config
+    features = extract_features(pipe.model, crops, description="tokens", show_progress=show_progress)
+    side = config.image_size // config.patch_size
+    columns = zip(features.sparse_tokens, features.localization, torch.tensor(crops["label"][:]), strict=True)
+    names = ("sparse_tokens", "localization", "class_labels")
+    return [dict(zip(names, row, strict=True)) for row in columns], (side, side), list(PHOTOGRAPH_NAMES)
+
+
+def build_prior(
+    args: PriorArguments,
+    data: Dataset | list[dict],
+    grid_size: tuple[int, int],
+    num_classes: int,
+    class_names: list[str] | None,
+) -> StellarTokenPrior:
+    """With the statistics of some of the data."""
+    shown = torch.randperm(len(data))[:NUM_STATISTICS_IMAGES].tolist()
+    sample = default_collate([data[index] for index in shown])
+    patch_size = args.localization_patch_size
+    if patch_size is None:
+        patch_size = next(size for size in (4, 2, 1) if all(side % size == 0 for side in grid_size))
+    prior = StellarTokenPrior(
+        num_sparse_tokens=sample["sparse_tokens"].shape[1],
+        token_size=sample["sparse_tokens"].shape[2],
+        grid_size=tuple(grid_size),
+        num_classes=num_classes,
+        class_names=class_names,
+        localization_patch_size=patch_size,
+        hidden_size=args.hidden_size,
+        num_layers=args.num_layers,
+        num_attention_heads=args.num_attention_heads,
+        localization_channels=args.localization_channels,
+    )
+    prior.set_statistics(sample["sparse_tokens"], sample["localization"])
+    return prior
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    pipe: StellarPipeline, train: datasets.Dataset, args: PriorArguments, show_progress: bool
+) -> dict[str, dict[str, float]]:
+    """Rows of the table: real crops, their reconstructions, copies of training crops, and what the prior draws."""
+    size, device = pipe.model.config.image_size, pipe.model.device
+    reference = load_crops("test", 2 * args.num_eval_crops, size)
+    crops = load_crops("test", args.num_eval_crops, size, seed=1)
+    copied = train.take(args.num_eval_crops)
+    train_images = pixels(train).to(device)
+    train_labels, labels, copied_labels = (
+        torch.tensor(data["label"][:], device=device) for data in (train, crops, copied)
+    )
+    classifier = train_classifier(train_images, train_labels, len(PHOTOGRAPH_NAMES), show_progress=show_progress)
+    evaluation = GenerationEvaluation(classifier, train_images, pixels(reference).to(device))
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        pipe.generate(
+            part, args.num_inference_steps, args.guidance_scale, generator, height=size, width=size, output_type="pt"
+        ).images
+        for part in tqdm(labels.split(DECODE_BATCH_SIZE), desc="generate", leave=False, disable=not show_progress)
+    ]
+    return {
+        "held-out crops": evaluation.measure(pixels(crops).to(device), labels),
+        "their reconstructions": evaluation.measure(reconstruct(pipe, crops), labels),
+        "copied training crops": evaluation.measure(reconstruct(pipe, copied), copied_labels),
+        "generated": evaluation.measure(torch.cat(drawn), labels),
+    }
+
+
+def pixels(crops: datasets.Dataset) -> torch.Tensor:
+    return torch.stack(images_to_tensor(crops["image"][:])) / 255
+
+
+def reconstruct(pipe: StellarPipeline, crops: datasets.Dataset) -> torch.Tensor:
+    return torch.cat([pipe(image=batch["image"], output_type="pt").images for batch in crops.iter(DECODE_BATCH_SIZE)])
+
+
+def flatten(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {
+        f"{row.replace(' ', '_').replace('-', '_')}_{name}": value
+        for row, figures in results.items()
+        for name, value in figures.items()
+    }
+
+
+def report(results: dict[str, dict[str, float]]) -> str:
+    share = results["generated"]["named"] / results["held-out crops"]["named"]
+    return (
+        f"{format_results_table(results, GENERATION_COLUMNS)}\n\n"
+        f"A classifier of real crops names the photograph that was asked for {share:.2f} times as often as that of a "
+        "held-out crop.\nNearest: median distance to the nearest training crop."
+    )
+
+
+def save_samples(pipe: StellarPipeline, args: PriorArguments, path: Path) -> None:
+    """A column for each of the first classes, under a real crop where there is one; without classes, a few images."""
+    config = pipe.prior.config
+    labels = list(range(min(config.num_classes, 20))) or [None] * 8
+    names = config.class_names or [str(label) for label in labels]
+    rows = [("drawn" if row == 0 else "", draw(pipe, args, labels, seed=row)) for row in range(5)]
+    if args.features_dir is None:
+        rows.insert(0, ("real", real_crops(pipe.model.config.image_size, labels)))
+    figure = plot_image_grid(rows, [name if config.num_classes else "" for name in names[: len(labels)]])
+    figure.savefig(path, dpi=200)
+    print(f"Images drawn from the prior: {path}")
+
+
+def draw(pipe: StellarPipeline, args: PriorArguments, labels: list[int | None], seed: int) -> list[Image.Image]:
+    generator = torch.Generator().manual_seed(seed)
+    return pipe.generate(labels, args.num_inference_steps, args.guidance_scale, generator).images
+
+
+def real_crops(size: int, labels: list[int]) -> list[Image.Image]:
+    crops = load_crops("test", 50 * len(labels), size)
+    first = [crops["label"].index(label) for label in labels]
+    return [crops[index]["image"] for index in first]
+
+
+def how_to_draw(folder: Path, prior: StellarTokenPrior) -> str:
+    names = prior.config.class_names
+    label = repr(names[0]) if names else ("0" if prior.config.num_classes else "None")
+    return (
+        f"Pipeline with the prior: {folder}\n\n"
+        "    import stellar_hf\n\n"
+        f'    pipe = stellar_hf.StellarPipeline.from_pretrained("{folder}")\n'
+        f"    pipe.generate([{label}] * 4, guidance_scale=2.0).images\n"
+        f"    tokens, localization = pipe.sample_tokens([{label}])\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""The public names of this package, each imported on first use."""
+
+from .images import StellarCollator as StellarCollator
+from .images import images_to_tensor as images_to_tensor
+from .loading import load_images as load_images
+from .photo_mosaics import PHOTOGRAPH_NAMES as PHOTOGRAPH_NAMES
+from .photo_mosaics import load_photo_mosaics as load_photo_mosaics
+from .unreadable import UnreadableImages as UnreadableImages
+from .views import StellarViews as StellarViews

@@ -1,0 +1,108 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Retrieval of single concepts: the tokens of other images that are most like a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import faiss
+
+
+@dataclass
+class TokenMatches:
+    """The nearest tokens of Q queries, best first.
+
+    Attributes:
+        images: (Q, k) int64; which image each token is of, counted in the order in which they were indexed.
+        slots: (Q, k) int64 in [0, r); which of its image's tokens it is.
+        similarities: (Q, k) float32; cosine, in [-1, 1].
+    """
+
+    images: np.ndarray
+    slots: np.ndarray
+    similarities: np.ndarray
+
+
+def build_token_index(batches: Iterable[np.ndarray | Tensor]) -> faiss.Index:
+    """Indexes tokens for exact search by cosine; all of them in memory, as float32.
+
+    Args:
+        batches: Sparse tokens S of images (STELLAR, arXiv 2602.01905), (B, r, d) floating point each.
+
+    Returns:
+        A FAISS index of unit vectors with inner products; `faiss.write_index` saves it. Token j of image i has the
+        id `i * r + j`.
+
+    Raises:
+        ImportError: If FAISS is not installed.
+        ValueError: If there is no batch, or one is of another shape.
+    """
+    faiss = import_faiss()
+    index = None
+    for batch in batches:
+        if batch.ndim != 3:
+            raise ValueError(f"Tokens have shape {tuple(batch.shape)}, but (images, tokens, channels) is expected.")
+        vectors = _unit_vectors(batch.reshape(-1, batch.shape[-1]))
+        index = faiss.IndexFlatIP(vectors.shape[-1]) if index is None else index
+        index.add(vectors)
+    if index is None:
+        raise ValueError("There are no tokens to index: pass those of at least one image.")
+    return index
+
+
+def nearest_tokens(
+    index: faiss.Index,
+    queries: np.ndarray | Tensor,
+    num_sparse_tokens: int,
+    k: int = 5,
+    exclude_images: Sequence[int] | np.ndarray | None = None,
+) -> TokenMatches:
+    """Finds the tokens that are most like some tokens.
+
+    Args:
+        index: From [`build_token_index`].
+        queries: (Q, d) floating point of any length: cosines count.
+        num_sparse_tokens: Tokens r of an indexed image.
+        k: Tokens to find for each query.
+        exclude_images: (Q,) an image for each query whose tokens are not wanted, as a rule the query's own.
+
+    Returns:
+        The matches of each query.
+
+    Raises:
+        ValueError: If k is less than 1, or more than the index has tokens to offer.
+    """
+    spare = 0 if exclude_images is None else num_sparse_tokens
+    if not 1 <= k <= index.ntotal - spare:
+        raise ValueError(
+            f"k is {k}, but must be in [1, {index.ntotal - spare}]: the index holds {index.ntotal} tokens, {spare} of "
+            "them of the image that is excluded."
+        )
+    similarities, ids = index.search(_unit_vectors(queries), k + spare)
+    images, slots = np.divmod(ids, num_sparse_tokens)
+    if exclude_images is not None:
+        is_excluded = images == np.asarray(exclude_images)[:, None]
+        others = np.argsort(is_excluded, axis=1, kind="stable")[:, :k]
+        images, slots, similarities = (np.take_along_axis(x, others, axis=1) for x in (images, slots, similarities))
+    return TokenMatches(images, slots, similarities)
+
+
+def import_faiss():
+    """The optional package, or an `ImportError` that says how to get it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("An index of tokens needs FAISS: pip install faiss-cpu") from error
+    return faiss
+
+
+def _unit_vectors(vectors: np.ndarray | Tensor) -> np.ndarray:
+    return torch.nn.functional.normalize(torch.as_tensor(vectors).float().cpu(), dim=-1).numpy()
