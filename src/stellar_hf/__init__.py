@@ -18,8 +18,13 @@ __version__ = "0.1.0"
 DEMO_MODEL = str(Path(__file__).parent / "demo")
 """Folder of a small model, pre-trained on the photo mosaics, that comes with this package; for `from_pretrained`."""
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["DEMO_MODEL"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 # Registration waits for the Auto classes to be imported. Models take a chain of three links, since Transformers
 # imports its Auto models in the middle of the module of layers that our models need: each link only imports the next
