@@ -12,6 +12,31 @@ RECONSTRUCTION_TARGETS = ("codes", "pixels")
 MASK_FOCUSES = ("gaussian", "block", None)
 SEGMENTATION_FEATURES = ("dense", "low_rank")
 
+# Fields of the objective, of regularization and of fresh weights: a training may go on with other values of them. All
+# other fields of StellarConfig are the model's, and stay the same from one checkpoint to the next.
+OBJECTIVE_FIELDS = frozenset(
+    {
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "initializer_range",
+        "localization_noise",
+        "target_temperature",
+        "prediction_temperature",
+        "sinkhorn_iterations",
+        "sinkhorn_scale",
+        "matching_epsilon",
+        "matching_iterations",
+        "mask_ratio",
+        "mask_focus",
+        "reconstruction_weight",
+        "koleo_weight",
+        "clustering_weight",
+        "masked_weight",
+        "local_weight",
+        "semantic_loss_ignore_index",
+    }
+)
+
 
 @strict
 class StellarConfig(BackboneConfigMixin, PreTrainedConfig):

@@ -27,7 +27,8 @@ from transformers.utils import logging
 import stellar_hf
 from stellar_hf import StellarPipeline, StellarTokenPrior
 from stellar_hf.cli.reconstruct import load_pipeline
-from stellar_hf.cli.scripts import announce, errors_in_a_sentence, find_checkpoint, train_or_load, use_all_cores
+from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
+from stellar_hf.cli.scripts import errors_in_a_sentence, use_all_cores
 from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_photo_mosaics
 from stellar_hf.evaluation import extract_features, format_results_table
 from stellar_hf.features import ExtractedTokens

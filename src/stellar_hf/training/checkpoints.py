@@ -14,49 +14,19 @@ from zipfile import is_zipfile
 import torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import PreTrainedConfig, Trainer
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 from transformers.utils import CONFIG_NAME
 
-from ..configuration_stellar import StellarConfig
+from ..configuration_stellar import OBJECTIVE_FIELDS, StellarConfig
 from .callbacks import GracefulInterruptCallback, ProcessSeedCallback
 from .data import with_uninterrupted_workers
 
 # Inside the output folder, so that a rename suffices; the Trainer pushes nothing whose name starts so.
 _STAGING = "_saving"
 _REPLACED = "replaced-"
-
-# Fields that a run cannot change between two checkpoints; those of the objective and of the schedules it can.
-_ARCHITECTURE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "qkv_bias",
-    "num_sparse_tokens",
-    "localization_temperature",
-    "decoder_hidden_size",
-    "decoder_num_hidden_layers",
-    "decoder_num_attention_heads",
-    "decoder_intermediate_size",
-    "reconstruction_target",
-    "codebook_size",
-    "num_prototypes",
-    "prototype_dim",
-    "projection_hidden_size",
-    "num_projection_layers",
-    "standardize_projections",
-    "use_teacher",
-    "image_mean",
-    "image_std",
-)
 
 
 class LogMeans:
@@ -366,18 +336,23 @@ def check_checkpoint(checkpoint: str | Path, config: StellarConfig | None) -> No
 
 
 def _check_architecture(folder: Path, config: StellarConfig) -> None:
-    saved = StellarConfig.from_pretrained(folder).to_dict()
-    own = config.to_dict()
+    saved = StellarConfig.from_pretrained(folder)
     differing = [
-        f"{name} is {saved[name]} there and {own[name]} here"
-        for name in _ARCHITECTURE
-        if _comparable(saved[name]) != _comparable(own[name])
+        f"{name} is {getattr(saved, name)} there and {getattr(config, name)} here"
+        for name in _architecture_fields()
+        if _comparable(getattr(saved, name)) != _comparable(getattr(config, name))
     ]
     if differing:
         raise ValueError(
             f"The checkpoint {folder} is of another model: {', '.join(differing)}. Resume with its values, or train "
             "in another output_dir."
         )
+
+
+def _architecture_fields() -> list[str]:
+    """Names of what makes a model another one: neither the objective's, nor what every config has for bookkeeping."""
+    own = StellarConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys() - OBJECTIVE_FIELDS
+    return [name for name in StellarConfig.__dataclass_fields__ if name in own and not name.startswith("_")]
 
 
 def _comparable(value: Any) -> Any:
