@@ -111,10 +111,11 @@ def test_values_of_the_paper(pretrain, name, source, epochs, learning_rate, toke
     assert (args.num_train_epochs, args.max_steps, args.learning_rate) == (epochs, -1, learning_rate)
     assert (args.weight_decay, args.max_grad_norm, args.bf16) == (0.04, 3.0, True)
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps * num_gpus == 2048
-    assert (args.num_global_views, args.num_local_views, args.local_size) == (8, 8, 96)
     assert (args.global_scale, args.local_scale) == ([0.36, 1.0], [0.06, 0.36])
 
     config = StellarConfig(**model_args.model_config)
+    views = args.views(config)
+    assert (views.num_global_views, views.num_local_views, views.global_size, views.local_size) == (8, 8, 224, 96)
     assert (config.num_sparse_tokens, config.mask_ratio, config.mask_focus) == (tokens, mask_ratio, "gaussian")
     assert (config.num_prototypes, config.prototype_dim, config.projection_hidden_size) == (16384, 256, 2048)
     assert (config.target_temperature, config.prediction_temperature) == (0.06, 0.12)

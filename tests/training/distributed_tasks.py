@@ -188,6 +188,18 @@ def draws(folder):
     }
 
 
+def second_order(folder):
+    """Images that a second training in the same process asks for."""
+    images = Indices(16)
+    trainer = make_trainer(
+        folder, make_model(folder), train_dataset=images, max_steps=4, per_device_train_batch_size=2
+    )
+    trainer.train()
+    images.seen.clear()
+    trainer.train()
+    return images.seen
+
+
 def draws_of_workers(folder):
     """Views that a worker process made of the same image."""
     views = []
@@ -374,6 +386,7 @@ TASKS = {
     "accumulated": lambda folder: step(folder, num_accumulated=2, use_teacher=True),
     "draws": draws,
     "draws_of_workers": draws_of_workers,
+    "second_order": second_order,
     "ends": ends,
     "measured": measured,
     "prior": prior,

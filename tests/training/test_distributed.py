@@ -50,7 +50,7 @@ def launch(tiny_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def of_two(launch):
     """Results of all tasks on two processes."""
-    _, results = launch(2, *STEPS, "draws", "draws_of_workers", "ends", "measured", "prior")
+    _, results = launch(2, *STEPS, "draws", "draws_of_workers", "second_order", "ends", "measured", "prior")
     return results
 
 
@@ -123,6 +123,11 @@ def test_processes_share_out_the_images_of_every_epoch(of_two):
     epochs = torch.cat(seen, dim=1)
     assert all(sorted(epoch.tolist()) == list(range(20)) for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_processes_share_out_the_images_of_a_second_training(of_two):
+    first, second = of_two["second_order"]
+    assert sorted(first + second) == list(range(16))
 
 
 def test_processes_draw_views_and_masks_of_their_own(of_two):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
-from stellar_hf import StellarForPreTraining, StellarModel, StellarTrainer, StellarTrainingArguments
+from stellar_hf import StellarConfig, StellarForPreTraining, StellarModel, StellarTrainer, StellarTrainingArguments
 from stellar_hf.data import StellarCollator, StellarViews
 from stellar_hf.modeling_stellar import LOSS_TERMS
 from stellar_hf.training import GracefulInterruptCallback
@@ -205,13 +205,61 @@ def test_training_learns(make_trainer):
 
 def test_defaults_are_the_papers(tmp_path):
     args = StellarTrainingArguments(output_dir=str(tmp_path))
-    assert args.learning_rate == 1.5e-4
     assert args.weight_decay == 0.04
     assert args.max_grad_norm == 3.0
     assert args.lr_scheduler_type == "cosine"
     assert args.teacher_momentum == 0.996
-    assert (args.num_global_views, args.num_local_views, args.local_size) == (8, 8, 96)
+    views = args.views(StellarConfig())
+    assert (views.num_global_views, views.num_local_views, views.global_size, views.local_size) == (8, 8, 224, 96)
     assert (args.global_scale, args.local_scale) == ([0.36, 1.0], [0.06, 0.36])
+
+
+def test_learning_rate_follows_the_batch_unless_it_is_given(tmp_path):
+    def learning_rate(**arguments):
+        return StellarTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **arguments).learning_rate
+
+    paper = {"per_device_train_batch_size": 256, "gradient_accumulation_steps": 8}
+    assert learning_rate(**paper) == 1.5e-4
+    assert learning_rate(per_device_train_batch_size=128) == 1.5e-4 / 4
+    assert learning_rate(per_device_train_batch_size=128, learning_rate=3e-3) == 3e-3
+    assert learning_rate(learning_rate=0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "local_size"), [(224, 16, 96), (224, 14, 98), (64, 8, 24), (32, 4, 12), (32, 16, 16)]
+)
+def test_local_views_are_to_the_image_as_in_the_paper(make_trainer, image_size, patch_size, local_size):
+    trainer = make_trainer({"image_size": image_size, "patch_size": patch_size}, local_size=None)
+    views = trainer.args.views(trainer.model.config)
+    assert (views.global_size, views.local_size) == (image_size, local_size)
+
+
+def test_the_order_of_the_images_is_that_of_the_seed(make_trainer):
+    def order(**arguments):
+        seen = []
+
+        class Rows(torch.utils.data.Dataset):
+            def __len__(self):
+                return len(IMAGES)
+
+            def __getitem__(self, index):
+                seen.append(index)
+                return IMAGES[index]
+
+        trainer = make_trainer(train_dataset=Rows(), max_steps=10, **arguments)
+        seen.clear()  # the first row is asked for its columns
+        trainer.train()
+        return seen
+
+    def of_seed(seed):  # of two epochs
+        return [i for epoch in range(2) for i in torch.randperm(10, generator=_generator(seed + epoch)).tolist()]
+
+    assert order(seed=3) == of_seed(3)
+    assert order(seed=3, data_seed=5) == of_seed(5)
+
+
+def _generator(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("views_on", ["accelerator", "cpu"])
@@ -478,6 +526,16 @@ def test_a_teacher_too_coarse_to_move_is_refused(make_trainer):
         ({}, {"remove_unused_columns": True}, "remove_unused_columns must be False"),
         ({}, {"teacher_momentum": 1.5}, r"teacher_momentum is 1\.5"),
         ({}, {"max_unreadable_share": -1}, "max_unreadable_share is -1"),
+        ({}, {"decode_size": -4}, "decode_size is -4, but must be at least 1"),
+        ({}, {"decode_size": 0}, "decode_size is 0, but must be at least 1"),
+        ({}, {"local_size": 0}, "local_size is 0, but must be at least 1"),
+        ({}, {"weight_decay": -1}, "weight_decay is -1, but must be a number of at least 0"),
+        ({}, {"learning_rate": -1e-3}, r"learning_rate is -0\.001, but must be a number of at least 0"),
+        ({}, {"num_knn_images": -1}, "num_knn_images is -1, but must be a number of at least 0"),
+        ({}, {"learning_rate": math.nan}, "learning_rate is nan, but must be a number"),
+        ({}, {"max_grad_norm": math.nan}, "max_grad_norm is nan, but must be a number"),
+        ({}, {"teacher_momentum_end": math.nan}, "teacher_momentum_end is nan, but must be a number"),
+        ({}, {"local_scale": [0.1, math.nan]}, r"local_scale is \[0\.1, nan\], but must be"),
         ({}, {"views_on": "gpu"}, "views_on is 'gpu'"),
         ({}, {"global_scale": [0.5]}, r"global_scale is \[0\.5\]"),
         ({}, {"local_scale": [0.5, 0.1]}, r"local_scale is \(0\.5, 0\.1\)"),

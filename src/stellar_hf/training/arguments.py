@@ -4,13 +4,17 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
 
 from ..configuration_stellar import StellarConfig
 from ..data import StellarCollator, StellarViews
+
+# The paper's values, from which those that are not given are derived.
+_LEARNING_RATE, _BATCH_SIZE = 1.5e-4, 2048
+_LOCAL_SIZE, _IMAGE_SIZE = 96, 224
 
 
 @dataclass
@@ -21,6 +25,11 @@ class StellarTrainingArguments(TrainingArguments):
     AdamW with weight decay 0.04 and gradient clipping at 3.0 is the paper's recipe; the paper names no schedule, ours
     is a cosine after a linear warm-up. All terms, weights and temperatures of the objective are fields of
     [`StellarConfig`].
+
+    Some values are derived where they are not given. `learning_rate` is `1.5e-4 * sqrt(batch / 2048)`: the paper's
+    1.5e-4 at its batch of 2048 images, and the square-root law of Adam (arXiv 2205.10287) for other batches. The batch
+    is that of a step, over all processes and accumulated forwards. `local_size` is 96/224 of the model's image size,
+    in whole patches. `data_seed`, the seed of the order of the images on all processes, is `seed`.
 
     Schedules, all off by default; they follow the step's number alone, so a resumed run goes on with the same values:
 
@@ -37,13 +46,17 @@ class StellarTrainingArguments(TrainingArguments):
       decoder and the heads, which a ViT does not bring along, learn with the full rate.
 
     Raises:
-        ValueError: On a momentum or a share outside of [0, 1], a schedule with impossible values,
-            `remove_unused_columns`, a scale that is not two numbers, an unknown place of the views, or processes that
-            may take unequal numbers of steps.
+        ValueError: On NaN, a number out of its range, `remove_unused_columns`, a scale that is not two numbers, an
+            unknown place of the views, or processes that may take unequal numbers of steps.
     """
 
-    learning_rate: float = field(
-        default=1.5e-4, metadata={"help": "Peak learning rate of AdamW (paper: 1.5e-4 for B/16, 5e-5 for L/16, H/14)."}
+    learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate of AdamW; by default 1.5e-4 * sqrt(images of a step / 2048), which is the "
+            "paper's for B/16 at its batch of 2048 (5e-5 for L/16 and H/14). Small models that start from random "
+            "weights want more, such as 1e-3 to 2e-3 at 64 images."
+        },
     )
     weight_decay: float = field(
         default=0.04, metadata={"help": "Weight decay; norms, biases, positions and tokens have none."}
@@ -94,7 +107,13 @@ class StellarTrainingArguments(TrainingArguments):
     )
     num_global_views: int = field(default=8, metadata={"help": "Global views of an image, which are masked."})
     num_local_views: int = field(default=8, metadata={"help": "Local views of an image."})
-    local_size: int = field(default=96, metadata={"help": "Side of a local view in pixels."})
+    local_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of a local view in pixels; by default 96/224 of the model's image_size, as in the paper, in "
+            "whole patches."
+        },
+    )
     global_scale: list[float] = field(
         default_factory=lambda: [0.36, 1.0], metadata={"help": "Smallest and largest share of a global crop's area."}
     )
@@ -146,6 +165,9 @@ class StellarTrainingArguments(TrainingArguments):
             # Every process reads its own shards of a stream. By default one process reads them for all.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        if self.learning_rate is None:
+            batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = _LEARNING_RATE * math.sqrt(batch_size / _BATCH_SIZE)
         self._check_ranges()
         if self.views_on not in ("accelerator", "cpu"):
             raise ValueError(f"views_on is {self.views_on!r}, but must be 'accelerator' or 'cpu'.")
@@ -168,10 +190,23 @@ class StellarTrainingArguments(TrainingArguments):
             if value is not None and not holds(value):
                 raise ValueError(f"{name} is {value}, but must be {allowed}.")
 
+        for name in (entry.name for entry in fields(self)):
+            value = getattr(self, name)
+            if any(isinstance(number, float) and math.isnan(number) for number in _as_list(value)):
+                raise ValueError(f"{name} is {value}, but must be a number.")
         for name in ("teacher_momentum", "teacher_momentum_end"):
             check(name, lambda value: 0 <= value <= 1, "in [0, 1]")
-        for name in ("weight_decay_end", "objective_warmup_steps", "freeze_prototypes_steps"):
+        for name in (
+            "learning_rate",
+            "weight_decay",
+            "weight_decay_end",
+            "objective_warmup_steps",
+            "freeze_prototypes_steps",
+            "num_knn_images",
+        ):
             check(name, lambda value: 0 <= value < math.inf, "a number of at least 0")
+        for name in ("decode_size", "local_size"):
+            check(name, lambda value: value >= 1, "at least 1 pixel")
         for name in ("target_temperature_start", "prediction_temperature_start"):
             check(name, lambda value: 0 < value < math.inf, "a positive number")
         check("max_unreadable_share", lambda value: 0 <= value <= 1, "in [0, 1]")
@@ -202,7 +237,7 @@ class StellarTrainingArguments(TrainingArguments):
             num_global_views=self.num_global_views,
             num_local_views=self.num_local_views,
             global_size=config.image_size,
-            local_size=self.local_size,
+            local_size=self.local_size or _default_local_size(config),
             global_scale=tuple(self.global_scale),  # type: ignore[arg-type]
             local_scale=tuple(self.local_scale),  # type: ignore[arg-type]
             jitter_probability=self.jitter_probability,
@@ -223,3 +258,12 @@ class StellarTrainingArguments(TrainingArguments):
             decode_size=self.decode_size or largest,
             views=views if self.views_on == "cpu" else None,
         )
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _default_local_size(config: StellarConfig) -> int:
+    """The side of a local view that is to the image as in the paper, in whole patches."""
+    return config.patch_size * max(1, round(config.image_size * _LOCAL_SIZE / _IMAGE_SIZE / config.patch_size))
