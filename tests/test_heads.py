@@ -219,7 +219,7 @@ def test_codes_of_a_wrong_shape_and_tokens_that_do_not_fit_are_refused(build):
         model.decode(tokens, localization[:, :, :3], (4, 4))
     with pytest.raises(ValueError, match=r"\(2, 4, 30\)"):
         model.decode(tokens[:, :, :30], localization, (4, 4))
-    with pytest.raises(ValueError, match=r"grid_size is \(3, 4\), but localization has 16 patches"):
+    with pytest.raises(ValueError, match=r"localization has 16 patches and grid_size is \(3, 4\)"):
         model.decode(tokens, localization, (3, 4))
 
 

@@ -294,7 +294,7 @@ def test_without_centre_crop_the_maps_cover_the_image():
 
 def test_without_target_sizes_the_maps_stay_on_the_grid(processor):
     grid = torch.rand(2, 3, 2, 5)
-    maps = processor.post_process_localization(output(grid, grid_size=(2, 5)))
+    maps = processor.post_process_localization(output(grid, grid_size=torch.tensor([[2, 5]] * 2)))
     assert len(maps) == 2
     torch.testing.assert_close(torch.stack(maps), grid)
 
@@ -304,8 +304,12 @@ def test_without_target_sizes_the_maps_stay_on_the_grid(processor):
     [
         (ModelOutput(localization=None), None, "must have shape"),
         (ModelOutput(localization=torch.rand(4, 2)), None, "must have shape"),
-        (ModelOutput(localization=torch.rand(1, 6, 2)), None, "2x2 does not hold the 6 patches"),
-        (ModelOutput(localization=torch.rand(1, 6, 2), grid_size=(2, 2)), None, "2x2 does not hold the 6 patches"),
+        (ModelOutput(localization=torch.rand(1, 6, 2)), None, "6 patches and grid_size is None"),
+        (
+            ModelOutput(localization=torch.rand(1, 6, 2), grid_size=(2, 2)),
+            None,
+            r"6 patches and grid_size is \(2, 2\)",
+        ),
         (ModelOutput(localization=torch.rand(2, 4, 2)), [(8, 8)], "must be 2 pairs"),
         (ModelOutput(localization=torch.rand(1, 4, 2)), [(8, 8, 3)], "must be 1 pairs"),
         (ModelOutput(localization=torch.rand(1, 4, 2)), [(0, 8)], "must be 1 pairs"),

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 
@@ -25,6 +24,8 @@ from transformers.image_utils import (
     PILImageResampling,
 )
 from transformers.utils import ModelOutput
+
+from .localization_stellar import resolve_grid_size
 
 
 class StellarImageProcessorMixin:
@@ -53,8 +54,8 @@ class StellarImageProcessorMixin:
 
         Args:
             outputs: Model output with `localization` of shape (B, N, r) and optionally `grid_size`, the patch grid
-                (h, w) with h * w = N; without it the grid is taken to be square. The grid is taken to tile the whole
-                processed image.
+                with h * w = N as int64 (B, 2) or (h, w); without it the grid is taken to be square. The grid is taken
+                to tile the whole processed image.
             target_sizes: Height and width in pixels of each original image, B pairs or an integer tensor of shape
                 (B, 2). `None` leaves the maps on the patch grid of the processed image.
 
@@ -197,15 +198,8 @@ def _localization_on_grid(outputs: ModelOutput) -> Tensor:
             f"outputs.localization must have shape (batch, patches, tokens), got {came}: "
             "pass the output of a STELLAR model."
         )
-    num_patches = localization.shape[1]
-    side = math.isqrt(num_patches)
-    height, width = getattr(outputs, "grid_size", None) or (side, side)
-    if height * width != num_patches:
-        raise ValueError(
-            f"A patch grid of {height}x{width} does not hold the {num_patches} patches of outputs.localization: "
-            "set outputs.grid_size to the grid's (height, width)."
-        )
-    return localization.float().transpose(1, 2).unflatten(2, (height, width))
+    grid_size = resolve_grid_size(localization.shape[1], getattr(outputs, "grid_size", None))
+    return localization.float().transpose(1, 2).unflatten(2, grid_size)
 
 
 def _checked_logits(outputs: ModelOutput) -> Tensor:

@@ -39,6 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_stellar import StellarConfig
 from .hub_stellar import AUTO_MAP, modification_times, push_folder
 from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder, resized_positions
+from .localization_stellar import resolve_grid_size
 from .loss_stellar import (
     dice_loss,
     expected_prototypes,
@@ -82,7 +83,8 @@ class StellarModelOutput(BaseModelOutputWithPooling):
         sparse_tokens (`torch.Tensor` of shape `(B, r, d)`): S, what is in the image.
         localization (`torch.Tensor` of shape `(B, N, r)`): L, where it is; non-negative, rows sum to 1, patches are
             row-major over `grid_size`.
-        grid_size (`tuple[int, int]`): Patches (h, w) along height and width; N = h * w.
+        grid_size (`torch.Tensor` of shape `(B, 2)`): int64 patches (h, w) along height and width, the same for each
+            image; N = h * w.
         hidden_states (`tuple[torch.Tensor]`, with `output_hidden_states=True`): Embeddings and the output of each
             layer, each `(B, 1 + N + r, d)`, before the final LayerNorm.
         attentions (`tuple[torch.Tensor]`, with `output_attentions=True`): Attention of each layer,
@@ -91,7 +93,7 @@ class StellarModelOutput(BaseModelOutputWithPooling):
 
     sparse_tokens: torch.Tensor | None = None
     localization: torch.Tensor | None = None
-    grid_size: tuple[int, int] | None = None
+    grid_size: torch.Tensor | None = None
 
 
 @dataclass
@@ -111,7 +113,7 @@ class StellarForPreTrainingOutput(ModelOutput):
             logits `(B, N, codebook_size)`.
         sparse_tokens (`torch.Tensor` of shape `(B, r, d)`): S.
         localization (`torch.Tensor` of shape `(B, N, r)`): L; rows sum to 1.
-        grid_size (`tuple[int, int]`): Patches (h, w).
+        grid_size (`torch.Tensor` of shape `(B, 2)`): int64 patches (h, w), as in [`StellarModelOutput`].
         prototype_entropy (`torch.Tensor` of shape `()`): Entropy of the mean prediction over ln K: 1 when all
             prototypes are used alike, 0 when one takes all.
         slot_information (`torch.Tensor` of shape `()`): Share of what the predictions tell about tokens that their
@@ -133,7 +135,7 @@ class StellarForPreTrainingOutput(ModelOutput):
     reconstruction: torch.Tensor | None = None
     sparse_tokens: torch.Tensor | None = None
     localization: torch.Tensor | None = None
-    grid_size: tuple[int, int] | None = None
+    grid_size: torch.Tensor | None = None
     prototype_entropy: torch.Tensor | None = None
     slot_information: torch.Tensor | None = None
     token_diversity: torch.Tensor | None = None
@@ -154,7 +156,7 @@ class StellarImageReconstructionOutput(ModelOutput):
             logits `(B, N, codebook_size)`.
         sparse_tokens (`torch.Tensor` of shape `(B, r, d)`): S.
         localization (`torch.Tensor` of shape `(B, N, r)`): L; rows sum to 1.
-        grid_size (`tuple[int, int]`): Patches (h, w).
+        grid_size (`torch.Tensor` of shape `(B, 2)`): int64 patches (h, w), as in [`StellarModelOutput`].
         hidden_states, attentions: As in [`StellarModelOutput`].
     """
 
@@ -162,7 +164,7 @@ class StellarImageReconstructionOutput(ModelOutput):
     reconstruction: torch.Tensor | None = None
     sparse_tokens: torch.Tensor | None = None
     localization: torch.Tensor | None = None
-    grid_size: tuple[int, int] | None = None
+    grid_size: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -709,12 +711,16 @@ class StellarModel(StellarPreTrainedModel):
         """
         last_hidden_state = self.encode(pixel_values, None, interpolate_pos_encoding, **kwargs)
         _, dense_features, sparse_tokens = self.split(last_hidden_state)
+        grid_size = [
+            pixel_values.new_full(pixel_values.shape[:1], side, dtype=torch.int64)
+            for side in self.embeddings.grid_size(pixel_values)
+        ]
         return StellarModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=sparse_tokens.mean(dim=1),
             sparse_tokens=sparse_tokens,
             localization=None if self.localization is None else self.localization(dense_features, sparse_tokens),
-            grid_size=self.embeddings.grid_size(pixel_values),
+            grid_size=torch.stack(grid_size, dim=1),
         )
 
 
@@ -879,7 +885,8 @@ class StellarForPreTraining(StellarPreTrainedModel):
             self._temperature("prediction_temperature", prediction_temperature),
         )
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
-        reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
+        grid_size = self.stellar.embeddings.grid_size(pixel_values)
+        reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, grid_size)
 
         terms: dict[str, torch.Tensor] = {}
         codes_missing = self.config.reconstruction_target == "codes" and code_labels is None
@@ -1211,7 +1218,8 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
             features = outputs.localization @ outputs.sparse_tokens
         else:
             _, features, _ = self.stellar.split(outputs.last_hidden_state)
-        logits = self.classifier(self.norm(features.transpose(1, 2).unflatten(2, outputs.grid_size)))
+        grid_size = self.stellar.embeddings.grid_size(pixel_values)
+        logits = self.classifier(self.norm(features.transpose(1, 2).unflatten(2, grid_size)))
         return SemanticSegmenterOutput(
             loss=None if labels is None else self._loss(logits, labels),
             logits=logits,
@@ -1260,7 +1268,10 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
         self.post_init()
 
     def decode(
-        self, sparse_tokens: torch.Tensor, localization: torch.Tensor, grid_size: tuple[int, int]
+        self,
+        sparse_tokens: torch.Tensor,
+        localization: torch.Tensor,
+        grid_size: tuple[int, int] | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Decodes tokens and where they are; neither needs to come from an image.
@@ -1268,7 +1279,7 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
         Args:
             sparse_tokens: S, (B, r, d); any number r of tokens.
             localization: L, (B, N, r), non-negative, rows sum to 1; patches are row-major over the grid.
-            grid_size: Patches (h, w) with h * w = N.
+            grid_size: Patches (h, w) with h * w = N, or those of a model's output, (B, 2); a square by default.
 
         Returns:
             RGB in [0, 1] up to regression error, (B, 3, h * patch, w * patch), or code logits (B, N, codebook_size).
@@ -1286,12 +1297,7 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
                 f"{tuple(localization.shape)}, but (batch, tokens, {self.config.hidden_size}) and (batch, patches, "
                 "tokens) are expected."
             )
-        if math.prod(grid_size) != localization.shape[1]:
-            raise ValueError(
-                f"grid_size is {tuple(grid_size)}, but localization has {localization.shape[1]} patches: pass (h, w) "
-                "with as many cells."
-            )
-        return self.decoder(sparse_tokens, localization, grid_size)
+        return self.decoder(sparse_tokens, localization, resolve_grid_size(localization.shape[1], grid_size))
 
     @can_return_tuple
     def forward(
@@ -1318,7 +1324,8 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
             ValueError: On codes of a wrong shape or out of range, or pixels that [`StellarModel`] refuses.
         """
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
-        reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, outputs.grid_size)
+        grid_size = self.stellar.embeddings.grid_size(pixel_values)
+        reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, grid_size)
         loss = None
         if return_loss and (self.config.reconstruction_target == "pixels" or code_labels is not None):
             loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)

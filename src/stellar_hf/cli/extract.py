@@ -265,7 +265,7 @@ def extract(model, group: dict, top_k: int | None) -> list[dict]:
         columns["localization_indices"] = largest.indices.short()
     columns = {name: column.cpu().numpy() for name, column in columns.items()}
     return [
-        {**row, "grid_size": output.grid_size, **{name: column[i] for name, column in columns.items()}}
+        {**row, "grid_size": output.grid_size[i].tolist(), **{name: column[i] for name, column in columns.items()}}
         for i, row in enumerate(group["rows"])
     ]
 
