@@ -36,7 +36,7 @@ from stellar_hf.data.photo_mosaics import photograph
 from stellar_hf.evaluation import psnr
 from stellar_hf.initialization_stellar import resized_positions
 from stellar_hf.pipelines import MaskGitVQModel
-from stellar_hf.pipelines.pipeline_stellar import sample_codes
+from stellar_hf.pipelines.decoding import sample_codes
 
 IMAGE_SIZE = 32
 PATCH_SIZE = 4

@@ -14,6 +14,7 @@ from .modeling_stellar import StellarModel as StellarModel
 from .pipelines import MaskGitVQModel as MaskGitVQModel
 from .pipelines import StellarPipeline as StellarPipeline
 from .prior import StellarTokenPrior as StellarTokenPrior
+from .prior import StellarTokenPriorPipeline as StellarTokenPriorPipeline
 from .training import StellarTrainer as StellarTrainer
 from .training import StellarTrainingArguments as StellarTrainingArguments
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stellar_hf import StellarPipeline
+from stellar_hf import StellarTokenPriorPipeline
 from stellar_hf.data import PHOTOGRAPH_NAMES
 from stellar_hf.features import ExtractedTokens
 
@@ -45,9 +45,9 @@ def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(run_example,
     with Image.open("out/samples.png") as image:
         assert image.width > 1000
 
-    pipe = StellarPipeline.from_pretrained("out/pipeline")
+    pipe = StellarTokenPriorPipeline.from_pretrained("out/pipeline")
     assert tuple(pipe.prior.config.class_names) == PHOTOGRAPH_NAMES
-    (image,) = pipe.generate("flower", 2, height=48, width=64).images
+    (image,) = pipe("flower", 2, height=48, width=64).images
     assert image.size == (64, 48)
 
     # The same command only measures again, with the same result.
@@ -72,8 +72,8 @@ def test_features_of_own_images(run_example, own_images, capsys, options):
 
     run_example("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
     assert "12 images, 2 classes" in capsys.readouterr().out
-    pipe = StellarPipeline.from_pretrained("out/pipeline")
-    assert len(pipe.generate(["dark", 1, None], 2).images) == 3
+    pipe = StellarTokenPriorPipeline.from_pretrained("out/pipeline")
+    assert len(pipe(["dark", 1, None], 2).images) == 3
     assert Path("out/samples.png").is_file()
 
 
@@ -85,10 +85,10 @@ def test_images_without_classes(run_example, own_images, capsys):
     run_example("extract_features", "--image_dir", own_images, "--output_dir", "features")
     run_example("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
     assert "12 images, 0 classes" in capsys.readouterr().out
-    pipe = StellarPipeline.from_pretrained("out/pipeline")
-    assert len(pipe.generate([None] * 2, 2).images) == 2
+    pipe = StellarTokenPriorPipeline.from_pretrained("out/pipeline")
+    assert len(pipe([None] * 2, 2).images) == 2
     with pytest.raises(ValueError, match="no class 0"):
-        pipe.generate([0])
+        pipe([0])
 
 
 def test_training_goes_on_from_its_checkpoint(run_example, capsys):
@@ -103,7 +103,9 @@ def test_training_goes_on_from_its_checkpoint(run_example, capsys):
     capsys.readouterr()
     run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "half")
     assert "Going on from" in capsys.readouterr().out
-    priors = [StellarPipeline.from_pretrained(f"{name}/pipeline").prior.state_dict() for name in ("whole", "half")]
+    priors = [
+        StellarTokenPriorPipeline.from_pretrained(f"{name}/pipeline").prior.state_dict() for name in ("whole", "half")
+    ]
     for name, weight in priors[0].items():
         assert torch.equal(weight, priors[1][name]), name
 

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import stellar_hf
-from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline, StellarTokenPrior
+from stellar_hf import (
+    StellarForImageReconstruction,
+    StellarImageProcessorPil,
+    StellarTokenPrior,
+    StellarTokenPriorPipeline,
+)
 from stellar_hf.data import PHOTOGRAPH_NAMES
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -59,7 +64,8 @@ def test_generation(tmp_path, monkeypatch):
         localization_channels=8,
     )
     model = StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL)
-    StellarPipeline(StellarImageProcessorPil(), model, prior=prior).save_pretrained("stellar-prior/pipeline")
+    pipe = StellarTokenPriorPipeline(prior, model, image_processor=StellarImageProcessorPil())
+    pipe.save_pretrained("stellar-prior/pipeline")
     names = run_blocks("generation.md")
     assert [image.size for image in names["images"]] == [(128, 128)] * 4
-    assert names["tokens"].shape == (4, 6, 128) and names["moved"][1].shape == (4, 256, 6)
+    assert names["tokens"].shape == (4, 6, 128) and [image.size for image in names["edited"]] == [(32, 32)] * 4

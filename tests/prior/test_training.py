@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline, StellarTokenPrior
+from stellar_hf import StellarForImageReconstruction, StellarTokenPrior, StellarTokenPriorPipeline
 from stellar_hf.prior import StellarTokenPriorTrainer, TokenPriorForTraining
 
 NUM_TOKENS, TOKEN_SIZE, NUM_PATCHES = 4, 32, 16
@@ -123,7 +123,7 @@ def test_training_learns_what_the_classes_are(make_trainer, tiny_config):
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert losses[-1] < 0.2 * losses[0]
     model = StellarForImageReconstruction(tiny_config()).eval()
-    pipe = StellarPipeline(StellarImageProcessorPil(), model, prior=trainer.average.eval())
+    pipe = StellarTokenPriorPipeline(trainer.average.eval(), model)
     pipe.set_progress_bar_config(disable=True)
     labels = torch.arange(16) % 2
     generator = torch.Generator().manual_seed(0)

@@ -25,7 +25,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import logging
 
 import stellar_hf
-from stellar_hf import StellarPipeline, StellarTokenPrior
+from stellar_hf import StellarPipeline, StellarTokenPrior, StellarTokenPriorPipeline
 from stellar_hf.cli.reconstruct import load_pipeline
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
 from stellar_hf.cli.scripts import errors_in_a_sentence, use_all_cores
@@ -130,15 +130,15 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     if not is_main_process:
         return
 
-    pipe = StellarPipeline(**{**pipe.components, "prior": trainer.average.eval(), "scheduler": None})
+    prior_pipe = StellarTokenPriorPipeline.from_pipe(pipe, prior=trainer.average.eval())
     folder = Path(training_args.output_dir, "pipeline")
-    pipe.save_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
+    prior_pipe.save_pretrained(folder)
+    prior_pipe.set_progress_bar_config(disable=True)
     if args.features_dir is None:
-        results = evaluate(pipe, crops, args, show_progress)
+        results = evaluate(pipe, prior_pipe, crops, args, show_progress)
         trainer.save_metrics("test", {f"test_{name}": value for name, value in flatten(results).items()})
         print(f"\n{report(results)}\n")
-    save_samples(pipe, args, Path(training_args.output_dir, "samples.png"))
+    save_samples(prior_pipe, args, Path(training_args.output_dir, "samples.png"))
     print(how_to_draw(folder, prior))
 
 
@@ -192,7 +192,11 @@ def build_prior(
 
 
 def evaluate(
-    pipe: StellarPipeline, train: datasets.Dataset, args: PriorArguments, show_progress: bool
+    pipe: StellarPipeline,
+    prior_pipe: StellarTokenPriorPipeline,
+    train: datasets.Dataset,
+    args: PriorArguments,
+    show_progress: bool,
 ) -> dict[str, dict[str, float]]:
     """Rows of the table: real crops, their reconstructions, copies of training crops, and what the prior draws."""
     size, device = pipe.model.config.image_size, pipe.model.device
@@ -207,7 +211,7 @@ def evaluate(
     evaluation = GenerationEvaluation(classifier, train_images, pixels(reference).to(device))
     generator = torch.Generator().manual_seed(0)
     drawn = [
-        pipe.generate(
+        prior_pipe(
             part, args.num_inference_steps, args.guidance_scale, generator, height=size, width=size, output_type="pt"
         ).images
         for part in tqdm(labels.split(DECODE_BATCH_SIZE), desc="generate", leave=False, disable=not show_progress)
@@ -245,7 +249,7 @@ def report(results: dict[str, dict[str, float]]) -> str:
     )
 
 
-def save_samples(pipe: StellarPipeline, args: PriorArguments, path: Path) -> None:
+def save_samples(pipe: StellarTokenPriorPipeline, args: PriorArguments, path: Path) -> None:
     """A column for each of the first classes, under a real crop where there is one; without classes, a few images."""
     config = pipe.prior.config
     labels = list(range(min(config.num_classes, 20))) or [None] * 8
@@ -258,9 +262,11 @@ def save_samples(pipe: StellarPipeline, args: PriorArguments, path: Path) -> Non
     print(f"Images drawn from the prior: {path}")
 
 
-def draw(pipe: StellarPipeline, args: PriorArguments, labels: list[int | None], seed: int) -> list[Image.Image]:
+def draw(
+    pipe: StellarTokenPriorPipeline, args: PriorArguments, labels: list[int | None], seed: int
+) -> list[Image.Image]:
     generator = torch.Generator().manual_seed(seed)
-    return pipe.generate(labels, args.num_inference_steps, args.guidance_scale, generator).images
+    return pipe(labels, args.num_inference_steps, args.guidance_scale, generator).images
 
 
 def real_crops(size: int, labels: list[int]) -> list[Image.Image]:
@@ -275,8 +281,8 @@ def how_to_draw(folder: Path, prior: StellarTokenPrior) -> str:
     return (
         f"Pipeline with the prior: {folder}\n\n"
         "    import stellar_hf\n\n"
-        f'    pipe = stellar_hf.StellarPipeline.from_pretrained("{folder}")\n'
-        f"    pipe.generate([{label}] * 4, guidance_scale=2.0).images\n"
+        f'    pipe = stellar_hf.StellarTokenPriorPipeline.from_pretrained("{folder}")\n'
+        f"    pipe([{label}] * 4, guidance_scale=2.0).images\n"
         f"    tokens, localization = pipe.sample_tokens([{label}])\n"
     )
 

@@ -10,5 +10,6 @@ from .evaluation import nearest_distances as nearest_distances
 from .evaluation import train_classifier as train_classifier
 from .modeling_token_prior import StellarTokenPrior as StellarTokenPrior
 from .modeling_token_prior import StellarTokenPriorOutput as StellarTokenPriorOutput
+from .pipeline_token_prior import StellarTokenPriorPipeline as StellarTokenPriorPipeline
 from .training import StellarTokenPriorTrainer as StellarTokenPriorTrainer
 from .training import TokenPriorForTraining as TokenPriorForTraining
