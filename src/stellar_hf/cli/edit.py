@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 import stellar_hf
 from stellar_hf import StellarPipeline
-from stellar_hf.cli.reconstruct import load_pipeline, read_images
+from stellar_hf.cli.inputs import load_pipeline, read_images
 from stellar_hf.visualization import plot_edits, token_palette
 
 # What is below the sky in the second photograph of scikit-learn: left, top, right and bottom in its pixels.
@@ -79,7 +79,7 @@ def edit(args: Arguments) -> None:
     names = list(images) if args.images else ["flower", "china"]
     pictures = [images[names[0]], *(images[name].resize(images[names[0]].size) for name in names[1:])]
     size = {"width": pictures[0].width, "height": pictures[0].height}
-    pipe = load_pipeline(args)
+    pipe = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path)
     tokens, maps = pipe.encode(pictures)
     concept = find_concept(pipe, maps, args, **size)
     output_dir = Path(args.output_dir)

@@ -4,8 +4,8 @@
 Exports a STELLAR model to ONNX, for any batch, height and width, and checks the file in ONNX Runtime.
 
     pip install onnx onnxscript onnxruntime
-    python examples/export_onnx.py stellar-base-16 --output stellar.onnx
-    python examples/export_onnx.py my-classifier --task image-classification --output classifier.onnx
+    stellar-hf export stellar-base-16 --output stellar.onnx
+    stellar-hf export my-classifier --task image-classification --output classifier.onnx
 
 The feature extractor's outputs are last_hidden_state, pooler_output, sparse_tokens and localization; those of
 image-classification and image-segmentation are logits, that of image-reconstruction is reconstruction, and the
@@ -13,21 +13,22 @@ backbone's are its feature maps by name.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from stellar_hf import (
+from .. import (
     StellarBackbone,
+    StellarConfig,
     StellarForImageClassification,
     StellarForImageReconstruction,
     StellarForSemanticSegmentation,
     StellarModel,
 )
+from .process import errors_in_a_sentence
 
-TASKS = {
+TASKS: dict[str, tuple[type, list[str]]] = {
     "feature-extraction": (StellarModel, ["last_hidden_state", "pooler_output", "sparse_tokens", "localization"]),
     "image-classification": (StellarForImageClassification, ["logits"]),
     "image-segmentation": (StellarForSemanticSegmentation, ["logits"]),
@@ -42,7 +43,7 @@ class TensorOutputs(nn.Module):
 
     def __init__(self, model: nn.Module, outputs: list[str]):
         super().__init__()
-        self.model, self.outputs = model, outputs
+        self.model, self.config, self.outputs = model, model.config, outputs
         self.names = model.out_features if outputs == ["feature_maps"] else outputs
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -53,21 +54,23 @@ class TensorOutputs(nn.Module):
 
 
 def main() -> None:
+    with errors_in_a_sentence():
+        args = parse_arguments()
+        model_class, outputs = TASKS[args.task]
+        model = TensorOutputs(model_class.from_pretrained(args.model), outputs).eval()
+        export(model, args.output)
+        check(model, args.output)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of the model, or owner/name on the Hub")
     parser.add_argument("--task", choices=TASKS, default="feature-extraction")
     parser.add_argument("--output", type=Path, default=Path("stellar.onnx"))
-    args = parser.parse_args()
-    try:
-        model_class, outputs = TASKS[args.task]
-        model = TensorOutputs(model_class.from_pretrained(args.model), outputs).eval()
-        export(model, model.model.config, args.output)
-        check(model, model.model.config, args.output)
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    return parser.parse_args()
 
 
-def example_images(config, batch_size: int, height: int, width: int) -> torch.Tensor:
+def example_images(config: StellarConfig, batch_size: int, height: int, width: int) -> torch.Tensor:
     """Noise of the statistics of normalized images; sizes count patches."""
     generator = torch.Generator().manual_seed(0)
     size = (height * config.patch_size, width * config.patch_size)
@@ -75,12 +78,13 @@ def example_images(config, batch_size: int, height: int, width: int) -> torch.Te
 
 
 @torch.no_grad()
-def export(model: TensorOutputs, config, path: Path) -> None:
+def export(model: TensorOutputs, path: Path) -> None:
+    """Writes the model; batch, height and width stay free."""
     path.parent.mkdir(parents=True, exist_ok=True)
     auto = torch.export.Dim.AUTO
     torch.onnx.export(
         model,
-        (example_images(config, 3, 5, 4),),
+        (example_images(model.config, 3, 5, 4),),
         str(path),
         input_names=["pixel_values"],
         output_names=model.names,
@@ -92,10 +96,17 @@ def export(model: TensorOutputs, config, path: Path) -> None:
 
 
 @torch.no_grad()
-def check(model: TensorOutputs, config, path: Path) -> None:
+def check(model: TensorOutputs, path: Path) -> None:
+    """
+    Compares the file, in ONNX Runtime, with the model at two sizes of images, and says how far they differ.
+
+    Raises:
+        ValueError: If an output differs by more than `TOLERANCE`.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    config = model.config
     side = config.image_size // config.patch_size
     worst = 0.0
     for batch_size, height, width in ((1, side, side), (2, 6, 3)):
@@ -104,7 +115,7 @@ def check(model: TensorOutputs, config, path: Path) -> None:
         for result, expected in zip(results, model(images), strict=True):
             worst = max(worst, (torch.from_numpy(result) - expected).abs().max().item())
     if worst > TOLERANCE:
-        sys.exit(f"error: {path} differs from the model by {worst:.1e}, more than {TOLERANCE:.0e}.")
+        raise ValueError(f"{path} differs from the model by {worst:.1e}, more than {TOLERANCE:.0e}.")
     size = path.stat().st_size / 1e6
     print(f"{path} ({size:.1f} MB): ONNX Runtime agrees with the model to {worst:.1e}, at two sizes of images.")
 

@@ -39,8 +39,8 @@ from stellar_hf import (
     StellarTrainer,
     StellarTrainingArguments,
 )
+from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
-from stellar_hf.cli.scripts import errors_in_a_sentence, use_all_cores
 from stellar_hf.data import StellarCollator, images_to_tensor, load_images, load_photo_mosaics
 from stellar_hf.evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
 from stellar_hf.training import default_processor

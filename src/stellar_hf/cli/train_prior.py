@@ -26,9 +26,9 @@ from transformers.utils import logging
 
 import stellar_hf
 from stellar_hf import StellarPipeline, StellarTokenPrior, StellarTokenPriorPipeline
-from stellar_hf.cli.reconstruct import load_pipeline
+from stellar_hf.cli.inputs import load_pipeline
+from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
-from stellar_hf.cli.scripts import errors_in_a_sentence, use_all_cores
 from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_photo_mosaics
 from stellar_hf.evaluation import extract_features, format_results_table
 from stellar_hf.features import ExtractedTokens
@@ -108,7 +108,7 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     logging.disable_progress_bar()  # of loading and saving models; the training's stays
     use_all_cores(training_args)
     set_seed(training_args.seed)
-    pipe = load_pipeline(args, training_args.device)
+    pipe = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path, training_args.device)
     pipe.set_progress_bar_config(disable=True)
     show_progress = not training_args.disable_tqdm
     if args.features_dir is None:
