@@ -9,15 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from stellar_hf import StellarConfig, StellarForPreTraining
+from stellar_hf import StellarConfig, StellarForPreTraining, StellarImageProcessorPil
 from stellar_hf.data import load_photo_mosaics
 from stellar_hf.evaluation import (
     evaluate_stellar,
-    extract_features,
     format_results_table,
     psnr,
     raw_pixel_baseline,
+    tokens_and_psnr,
 )
+from stellar_hf.features import encode_images
 
 
 def tiny_model(**options) -> StellarForPreTraining:
@@ -78,56 +79,48 @@ def test_code_models_have_no_psnr(mosaics):
     assert "knn_accuracy" in results
 
 
-def test_features_are_those_of_the_normalized_images(mosaics):
-    model = tiny_model(image_mean=[0.5, 0.4, 0.3], image_std=[0.1, 0.2, 0.3]).eval()
-    scenes = mosaics["scenes"].select(range(5))
-    features = extract_features(model, scenes, batch_size=2, reconstruct=True, show_progress=False)
+def test_a_broken_image_is_left_out_of_every_figure(mosaics, caplog):
+    """The results are those of the data sets without it."""
+    broken = {}
+    for name, dataset in mosaics.items():
+        rows = dataset.cast_column("image", datasets.Image(decode=False)).to_list()
+        rows.insert(2, {**rows[0], "image": {"bytes": b"no image", "path": f"{name}.png"}})
+        broken[name] = datasets.Dataset.from_list(rows, features=dataset.features)
+    model = tiny_model()
+    expected = evaluate_stellar(model, **mosaics, show_progress=False)
+    assert evaluate_stellar(model, **broken, show_progress=False) == pytest.approx(expected, abs=1e-5)
+    for name in broken:
+        assert caplog.text.count(f"{name}.png cannot be read") == 1
 
+
+def test_psnr_is_that_of_the_reconstruction(mosaics):
+    """Also in half precision, where the image that it is compared with stays exact."""
+    scenes = mosaics["scenes"].select(range(4))
     pixels = torch.stack([torch.tensor(np.array(scene["image"])) for scene in scenes]).permute(0, 3, 1, 2) / 255
-    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
-    with torch.no_grad():
-        expected = model((pixels - mean) / std)
-    torch.testing.assert_close(features.sparse_tokens, expected.sparse_tokens, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(features.localization, expected.localization, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(features.pooled, expected.sparse_tokens.mean(1), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(features.psnr, psnr(expected.reconstruction, pixels), atol=1e-3, rtol=1e-4)
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in statistics.values())
+    processor = StellarImageProcessorPil(do_resize=False, do_center_crop=False, **statistics)
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_model(**statistics).eval().to(dtype)
+        with torch.no_grad():
+            expected = model(((pixels - mean) / std).to(dtype), return_loss=False)
+        features = encode_images(model, scenes, processor, encode=tokens_and_psnr, show_progress=False)
+        torch.testing.assert_close(features.psnr, psnr(expected.reconstruction.float(), pixels), atol=1e-3, rtol=1e-4)
 
 
-def test_training_flags_survive_the_evaluation(mosaics):
-    model = tiny_model().train()
-    model.decoder.eval()
-    before = {name: module.training for name, module in model.named_modules()}
-    extract_features(model, mosaics["scenes"].select(range(2)), show_progress=False)
-    assert {name: module.training for name, module in model.named_modules()} == before
-
-    wrong_size = datasets.Dataset.from_dict({"image": [Image.new("RGB", (16, 16))]}).cast_column(
-        "image", datasets.Image()
-    )
-    with pytest.raises(ValueError):
-        extract_features(model, wrong_size, show_progress=False)
-    assert {name: module.training for name, module in model.named_modules()} == before
-
-
-def test_models_in_half_precision_are_evaluated(mosaics):
-    model = tiny_model().to(torch.bfloat16)
-    features = extract_features(model, mosaics["scenes"].select(range(4)), reconstruct=True, show_progress=False)
-    assert features.sparse_tokens.dtype == features.psnr.dtype == torch.float32
-    assert features.psnr.isfinite().all()
-
-
-def test_images_of_another_size_are_named():
+def test_images_of_another_size_are_refused(mosaics):
     images = [Image.new("RGB", (32, 32)), Image.new("L", (48, 40))]
     dataset = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))
-    with pytest.raises(ValueError, match="Image 1 of the dataset is 48x40 pixels, but 32x32 is expected"):
-        extract_features(tiny_model(), dataset, show_progress=False)
+    with pytest.raises(ValueError, match="is 48x40 pixels, but 32x32 is expected"):
+        evaluate_stellar(tiny_model(), **{**mosaics, "scenes": dataset}, show_progress=False)
 
 
 def test_missing_columns_and_empty_datasets_are_named(mosaics):
     no_mask = mosaics | {"scenes": mosaics["scenes"].remove_columns("mask")}
     with pytest.raises(ValueError, match="no column 'mask'"):
         evaluate_stellar(tiny_model(), **no_mask, show_progress=False)
-    with pytest.raises(ValueError, match="empty"):
-        extract_features(tiny_model(), mosaics["scenes"].select([]), show_progress=False)
+    with pytest.raises(ValueError, match="no rows"):
+        evaluate_stellar(tiny_model(), **{**mosaics, "scenes": mosaics["scenes"].select([])}, show_progress=False)
 
 
 def test_raw_pixels_beat_chance_and_know_their_training_set(mosaics):

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from stellar_hf import StellarForPreTraining, StellarTrainer, StellarTrainingArguments
 from stellar_hf.evaluation import psnr
 from stellar_hf.training import default_processor
+from stellar_hf.training.evaluation import sample_rows
 
 COLORS = np.array([[220, 40, 30], [30, 60, 210], [40, 200, 50]])
 
@@ -90,13 +91,97 @@ def test_few_neighbours_are_spread_over_the_training_data(make_trainer):
     assert make_trainer(train_dataset=sorted_rows, num_knn_images=9).evaluate()["eval_knn_accuracy"] == 1.0
 
 
-def test_an_unreadable_image_does_not_count(make_trainer, tmp_path):
+def with_a_broken_row(tmp_path, count=9):
+    """Rows of coloured images, the fifth of which cannot be read."""
     (tmp_path / "broken.png").write_bytes(b"no image")
     rows = [
-        {"image": np.asarray(image), "label": index % 3} for index, image in enumerate(colored_images(9, 1)["image"])
+        {"image": np.asarray(image), "label": index % 3}
+        for index, image in enumerate(colored_images(count, 1)["image"])
     ]
-    rows.insert(4, {"image": {"path": str(tmp_path / "broken.png"), "bytes": None}, "label": 0})
-    assert make_trainer(eval_dataset=rows).evaluate()["eval_knn_accuracy"] == 1.0
+    return [*rows[:4], {"image": {"path": str(tmp_path / "broken.png"), "bytes": None}, "label": 0}, *rows[4:]]
+
+
+def test_an_unreadable_image_counts_in_no_measure_and_is_named_once(make_trainer, tmp_path, caplog):
+    rows = with_a_broken_row(tmp_path)
+    expected = make_trainer(eval_dataset=[row for row in rows if "path" not in row["image"]]).evaluate()
+    trainer = make_trainer(eval_dataset=rows)
+    for _ in range(2):
+        metrics = trainer.evaluate()
+        assert metrics["eval_psnr"] == pytest.approx(expected["eval_psnr"], rel=1e-6)
+        assert metrics["eval_knn_accuracy"] == 1.0
+    assert caplog.text.count("broken.png cannot be read") == 1
+
+
+def test_unreadable_images_of_an_evaluation_do_not_stop_the_training(make_trainer, tmp_path):
+    trainer = make_trainer(
+        eval_dataset=with_a_broken_row(tmp_path), max_unreadable_share=0.0, eval_strategy="steps", eval_steps=1
+    )
+    assert trainer.train().global_step == 2
+
+
+def test_an_evaluation_does_not_wake_a_frozen_encoder(make_trainer):
+    trainer = make_trainer()
+    frozen = trainer.model.train().stellar.eval()
+    figures = next(callback for callback in trainer.callback_handler.callbacks if "Figure" in type(callback).__name__)
+    figures.on_evaluate(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    assert trainer.model.training and not any(module.training for module in frozen.modules())
+
+
+# Classes -------------------------------------------------------------------------------------------------------------
+
+
+def named_images(names, colors, seed):
+    """One image for each colour; the classes are those names that occur, in alphabetical order, as folders are."""
+    known = sorted(set(names))
+    images = colored_images(3 * len(colors), seed)["image"]
+    rows = {"image": [images[color] for color in colors], "label": [known.index(name) for name in names]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=known)})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_classes_are_compared_by_their_names(make_trainer, caplog):
+    """The folders of the evaluation lack the first class of the training, and have one that is not trained."""
+    train = named_images(["blue", "green", "red"] * 6, [1, 2, 0] * 6, seed=0)
+    measured = named_images(["green", "red", "red", "yellow"], [2, 0, 0, 1], seed=1)
+    metrics = make_trainer(train_dataset=train, eval_dataset=measured).evaluate()
+    assert metrics["eval_knn_accuracy"] == 1.0
+    assert metrics["eval_knn_majority"] == pytest.approx(2 / 3)
+    assert caplog.text.count("no class yellow") == 1
+
+
+def test_no_class_in_common_leaves_the_knn_accuracy_out(make_trainer):
+    train = named_images(["blue", "red"] * 6, [1, 0] * 6, seed=0)
+    metrics = make_trainer(train_dataset=train, eval_dataset=named_images(["tree"], [2], seed=1)).evaluate()
+    assert "eval_knn_accuracy" not in metrics and "eval_psnr" in metrics
+
+
+def test_the_accuracy_at_the_start_stands_beside_the_later_ones(make_trainer):
+    """Also where a training goes on from a checkpoint."""
+    arguments = {"learning_rate": 1e-2, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = make_trainer(**arguments, save_strategy="steps", save_steps=1)
+    start = trainer.evaluate()["eval_knn_accuracy"]
+    assert "eval_knn_at_start" not in trainer.evaluate()
+    trainer.train()
+    logs = [log for log in trainer.state.log_history if "eval_knn_accuracy" in log and log["step"] > 0]
+    assert [log["eval_knn_at_start"] for log in logs] == [start, start]
+
+    first = f"{trainer.args.output_dir}/checkpoint-1"
+    resumed = make_trainer(**arguments)
+    resumed.train(resume_from_checkpoint=first)
+    assert resumed.state.log_history[-2]["eval_knn_at_start"] == start
+
+
+# Figures and choices -------------------------------------------------------------------------------------------------
+
+
+def test_shown_rows_are_of_all_classes_and_always_the_same():
+    images = colored_images(30, 0).sort("label")
+    rows = sample_rows(images, 6)
+    labels = [images[row]["label"] for row in rows]
+    assert set(labels[:3]) == set(labels[3:]) == {0, 1, 2}
+    assert sample_rows(images, 6) == rows != sample_rows(images, 6, seed=1)
+    assert sorted(sample_rows(images, 100)) == list(range(30))
+    assert len(set(sample_rows([{"image": None}] * 30, 8))) == 8  # rows whose classes are not known
 
 
 def test_the_best_model_can_be_chosen_by_what_is_measured(make_trainer):

@@ -41,10 +41,10 @@ from stellar_hf import (
 )
 from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
-from stellar_hf.data import StellarCollator, images_to_tensor, load_images, load_photo_mosaics
+from stellar_hf.data import StellarCollator, images_to_tensor, load_images, load_photo_mosaics, undecoded
 from stellar_hf.evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
 from stellar_hf.training import default_processor
-from stellar_hf.training.data import undecoded
+from stellar_hf.training.evaluation import sample_rows
 from stellar_hf.visualization import plot_reconstructions
 
 DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "photo_mosaics.yaml"
@@ -232,8 +232,9 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     if is_main_process:
         save_pipeline(training_args.output_dir, processor, vq_model)
         shown = images if evaluation is None else evaluation.data["scenes"]
-        first_images = read_images(shown.take(8), training_args.image_column)
-        show_reconstructions(training_args.output_dir, first_images, training_args.device)
+        few = shown.take(8) if data_args.streaming else shown.select(sample_rows(shown, 8, training_args.label_column))
+        few_images = read_images(few, training_args.image_column)
+        show_reconstructions(training_args.output_dir, few_images, training_args.device)
         print(how_to_load(training_args.output_dir))
 
 

@@ -30,8 +30,8 @@ from stellar_hf.cli.inputs import load_pipeline
 from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
 from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_photo_mosaics
-from stellar_hf.evaluation import extract_features, format_results_table
-from stellar_hf.features import ExtractedTokens
+from stellar_hf.evaluation import format_results_table
+from stellar_hf.features import ExtractedTokens, encode_images
 from stellar_hf.prior import (
     GENERATION_COLUMNS,
     GenerationEvaluation,
@@ -152,7 +152,9 @@ def load_crops(split: str, num_crops: int, image_size: int, seed: int = 0) -> da
 def encode_crops(pipe: StellarPipeline, crops: datasets.Dataset, show_progress: bool):
     """Rows for the training, the grid of their localization, and the names of the classes."""
     config = pipe.model.config
-    features = extract_features(pipe.model, crops, description="tokens", show_progress=show_progress)
+    features = encode_images(
+        pipe.model, crops, pipe.image_processor, description="tokens", show_progress=show_progress
+    )
     side = config.image_size // config.patch_size
     columns = zip(features.sparse_tokens, features.localization, torch.tensor(crops["label"][:]), strict=True)
     names = ("sparse_tokens", "localization", "class_labels")

@@ -5,6 +5,7 @@
 from .images import StellarCollator as StellarCollator
 from .images import images_to_tensor as images_to_tensor
 from .loading import load_images as load_images
+from .loading import undecoded as undecoded
 from .photo_mosaics import PHOTOGRAPH_NAMES as PHOTOGRAPH_NAMES
 from .photo_mosaics import load_photo_mosaics as load_photo_mosaics
 from .unreadable import UnreadableImages as UnreadableImages

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import datasets
@@ -61,6 +61,22 @@ def load_images(
     else:
         dataset = datasets.load_dataset(str(source), split=split, streaming=streaming)
     return _with_image_column(dataset, image_column, str(source))
+
+
+def undecoded(dataset: Any, image_column: str) -> Any:
+    """The data set with its images as files, so that whoever reads them may leave out or replace broken ones; a data
+    set of another kind as it is, and a dictionary of data sets with each of them so."""
+    if isinstance(dataset, dict):
+        return {name: undecoded(part, image_column) for name, part in dataset.items()}
+    features = getattr(dataset, "features", None)
+    if not features:
+        return dataset
+    import datasets
+
+    feature = features.get(image_column)
+    if isinstance(feature, datasets.Image) and feature.decode:
+        return dataset.cast_column(image_column, datasets.Image(decode=False))
+    return dataset
 
 
 def _files(folder: Path) -> list[str]:

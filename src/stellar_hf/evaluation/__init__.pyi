@@ -5,15 +5,14 @@
 from .classification import concept_accuracy as concept_accuracy
 from .classification import knn_accuracy as knn_accuracy
 from .classification import linear_probe_accuracy as linear_probe_accuracy
-from .evaluate import TokenFeatures as TokenFeatures
 from .evaluate import evaluate_stellar as evaluate_stellar
-from .evaluate import extract_features as extract_features
 from .evaluate import format_results_table as format_results_table
 from .evaluate import raw_pixel_baseline as raw_pixel_baseline
 from .localization import concept_labels as concept_labels
 from .localization import localization_iou as localization_iou
 from .metrics import Accuracy as Accuracy
 from .reconstruction import psnr as psnr
+from .reconstruction import tokens_and_psnr as tokens_and_psnr
 from .retrieval import TokenMatches as TokenMatches
 from .retrieval import build_token_index as build_token_index
 from .retrieval import import_faiss as import_faiss

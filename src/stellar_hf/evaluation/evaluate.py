@@ -4,24 +4,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
+from ..data import images_to_tensor, undecoded
+from ..features import encode_images
 from .classification import concept_accuracy, knn_accuracy, linear_probe_accuracy
 from .localization import concept_labels, localization_iou
-from .reconstruction import psnr
+from .reconstruction import tokens_and_psnr
 
 if TYPE_CHECKING:
     import datasets
-    from PIL import Image
     from transformers import PreTrainedModel
+
+    from ..configuration_stellar import StellarConfig
 
 # Key of a result, two-line column title, factor to the shown unit, decimals.
 TableColumn = tuple[str, tuple[str, str], float, int]
@@ -33,73 +33,6 @@ TABLE_COLUMNS: tuple[TableColumn, ...] = (
     ("psnr", ("PSNR", "dB"), 1, 1),
     ("localization_miou", ("localization", "mIoU"), 1, 2),
 )
-
-
-@dataclass
-class TokenFeatures:
-    """What a model says about M images; float32 tensors on the CPU.
-
-    Attributes:
-        sparse_tokens: (M, r, d).
-        localization: (M, N, r); rows sum to 1.
-        psnr: (M,) in dB, or None where it was not asked for or the model does not reconstruct pixels.
-    """
-
-    sparse_tokens: Tensor
-    localization: Tensor
-    psnr: Tensor | None
-
-    @property
-    def pooled(self) -> Tensor:
-        """(M, d): mean of the sparse tokens."""
-        return self.sparse_tokens.mean(dim=1)
-
-
-def extract_features(
-    model: PreTrainedModel,
-    dataset: datasets.Dataset,
-    batch_size: int = 256,
-    reconstruct: bool = False,
-    description: str = "features",
-    show_progress: bool = True,
-) -> TokenFeatures:
-    """Runs a model once over the images of a dataset, without gradients and in evaluation mode.
-
-    Args:
-        model: `StellarForPreTraining`, on any device; its modules' training flags are restored.
-        dataset: Has a column `image` of PIL images whose sides are `model.config.image_size`.
-        batch_size: Images of a forward pass.
-        reconstruct: Whether to decode the images, too, and measure the PSNR; takes about twice as long.
-        description: Title of the progress bar.
-        show_progress: Whether to show a progress bar.
-
-    Returns:
-        Tokens, localization and, if asked for and with the pixel head, the PSNR of every image's reconstruction.
-
-    Raises:
-        ValueError: If the dataset is empty, lacks the column, or an image has another size.
-    """
-    config = model.config
-    with_psnr = reconstruct and config.reconstruction_target == "pixels"
-    size = (config.image_size, config.image_size)
-    mean = torch.tensor(config.image_mean).view(1, 3, 1, 1)
-    std = torch.tensor(config.image_std).view(1, 3, 1, 1)
-    sparse_tokens, localization, ratios = [], [], []
-    with torch.inference_mode(), _evaluation_mode(model):
-        batches = _image_batches(dataset, batch_size, size)
-        num_batches = -(-len(dataset) // batch_size)
-        for pixels in tqdm(batches, total=num_batches, desc=description, leave=False, disable=not show_progress):
-            pixel_values = ((pixels - mean) / std).to(device=model.device, dtype=model.dtype)
-            output = model(pixel_values, return_loss=False) if with_psnr else model.base_model(pixel_values)
-            sparse_tokens.append(output.sparse_tokens.float().cpu())
-            localization.append(output.localization.float().cpu())
-            if with_psnr:
-                ratios.append(psnr(output.reconstruction.float().cpu(), pixels))
-    return TokenFeatures(
-        sparse_tokens=torch.cat(sparse_tokens),
-        localization=torch.cat(localization),
-        psnr=torch.cat(ratios) if ratios else None,
-    )
 
 
 def evaluate_stellar(
@@ -135,27 +68,34 @@ def evaluate_stellar(
     """
     sets = {"crops_train": crops_train, "crops_test": crops_test, "scenes_train": scenes_train, "scenes": scenes}
     features = {
-        name: extract_features(
+        name: encode_images(
             model,
             dataset,
-            batch_size,
-            reconstruct=name == "scenes",
+            _OnlyNormalized(model.config),
+            encode=tokens_and_psnr if name == "scenes" else None,
+            batch_size=batch_size,
             description=f"evaluate {name.replace('_', ' ')}",
             show_progress=show_progress,
         )
         for name, dataset in sets.items()
     }
-    results = _classify(features["crops_train"].pooled, crops_train, features["crops_test"].pooled, crops_test)
+    columns = {name: _Columns(dataset, features[name].index) for name, dataset in sets.items()}
+    results = _classify(
+        features["crops_train"].pooler_output,
+        columns["crops_train"]["label"],
+        features["crops_test"].pooler_output,
+        columns["crops_test"]["label"],
+    )
     results |= concept_accuracy(
         features["scenes_train"].sparse_tokens,
-        _token_classes(features["scenes_train"].localization, scenes_train),
+        _token_classes(features["scenes_train"].localization, columns["scenes_train"]),
         features["scenes"].sparse_tokens,
-        _token_classes(features["scenes"].localization, scenes),
+        _token_classes(features["scenes"].localization, columns["scenes"]),
     )
     test = features["scenes"]
-    if test.psnr is not None:
+    if "psnr" in test.tensors:
         results["psnr"] = test.psnr.mean().item()
-    foreground = _column(scenes, "mask") == 1
+    foreground = columns["scenes"]["mask"] == 1
     side = model.config.image_size // model.config.patch_size
     overlap = _in_batches(lambda maps, mask: localization_iou(maps, mask, (side, side)), test.localization, foreground)
     results["localization_miou"] = overlap.mean().item()
@@ -176,10 +116,11 @@ def raw_pixel_baseline(crops_train: datasets.Dataset, crops_test: datasets.Datas
     Raises:
         ValueError: If a dataset is empty or lacks a column, or images differ in size.
     """
-    train = _all_pixels(crops_train)
-    test = _all_pixels(crops_test)
+    sets = (crops_train, crops_test)
+    train, test = (_all_pixels(crops) for crops in sets)
+    train_labels, test_labels = (_Columns(crops)["label"] for crops in sets)
     mean_image = train.mean(dim=0)
-    return _classify((train - mean_image).flatten(1), crops_train, (test - mean_image).flatten(1), crops_test)
+    return _classify((train - mean_image).flatten(1), train_labels, (test - mean_image).flatten(1), test_labels)
 
 
 def format_results_table(
@@ -217,16 +158,15 @@ def format_results_table(
 
 
 def _classify(
-    train_features: Tensor, crops_train: datasets.Dataset, test_features: Tensor, crops_test: datasets.Dataset
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
 ) -> dict[str, float]:
-    sets = (train_features, _column(crops_train, "label"), test_features, _column(crops_test, "label"))
+    sets = (train_features, train_labels, test_features, test_labels)
     return {"knn_accuracy": knn_accuracy(*sets), "linear_accuracy": linear_probe_accuracy(*sets)}
 
 
-def _token_classes(localization: Tensor, scenes: datasets.Dataset) -> Tensor:
+def _token_classes(localization: Tensor, scenes: _Columns) -> Tensor:
     """(M, r): class of the region that each token covers, -1 where it covers none."""
-    classes = _column(scenes, "labels")  # (M, regions)
-    mask = _column(scenes, "mask")
+    classes, mask = scenes["labels"], scenes["mask"]  # (M, regions), (M, H, W)
     regions = _in_batches(lambda maps, mask: concept_labels(maps, mask, classes.shape[1]), localization, mask)
     return torch.where(regions >= 0, classes.gather(1, regions.clamp(min=0)), -1)
 
@@ -237,52 +177,48 @@ def _in_batches(function: Callable[..., Tensor], *tensors: Tensor, batch_size: i
     return torch.cat([function(*batch) for batch in batches])
 
 
-def _column(dataset: datasets.Dataset, name: str) -> Tensor:
-    _check_column(dataset, name)
-    return torch.tensor(np.asarray(dataset.select_columns(name).with_format("numpy")[:][name]))
+class _Columns:
+    """The columns of a dataset as tensors, of some rows or of all."""
+
+    def __init__(self, dataset: datasets.Dataset, rows: Tensor | None = None):
+        self.dataset = dataset
+        self.rows = slice(None) if rows is None else rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.dataset.column_names:
+            raise ValueError(
+                f"The dataset has no column {name!r}, only {self.dataset.column_names}: rename or add it."
+            )
+        return torch.tensor(np.asarray(self.dataset.select_columns(name).with_format("numpy")[:][name]))[self.rows]
 
 
-def _check_column(dataset: datasets.Dataset, name: str) -> None:
-    if name not in dataset.column_names:
-        raise ValueError(f"The dataset has no column {name!r}, only {dataset.column_names}: rename or add it.")
+class _OnlyNormalized:
+    """A processor of images that have the model's size: their masks would not fit if they were resized or cropped."""
+
+    def __init__(self, config: StellarConfig):
+        self.size = (config.image_size, config.image_size)
+        self.mean = torch.tensor(config.image_mean).view(1, 3, 1, 1)
+        self.std = torch.tensor(config.image_std).view(1, 3, 1, 1)
+
+    def __call__(self, images: Sequence[Tensor], **kwargs) -> dict[str, Tensor]:
+        return {"pixel_values": (_pixels(images, self.size) - self.mean) / self.std}
 
 
 def _all_pixels(dataset: datasets.Dataset) -> Tensor:
-    _check_column(dataset, "image")
+    """(M, 3, H, W) float32 in [0, 1]."""
     if len(dataset) == 0:
         raise ValueError("The dataset is empty: pass at least one image.")
-    return torch.cat(list(_image_batches(dataset, 256, dataset[0]["image"].size[::-1])))
+    images = images_to_tensor(undecoded(dataset, "image")["image"][:])
+    return _pixels(images, (images[0].shape[1], images[0].shape[2]))
 
 
-def _image_batches(dataset: datasets.Dataset, batch_size: int, size: tuple[int, int]) -> Iterator[Tensor]:
-    """Yields (batch, 3, H, W) float32 in [0, 1]; `size` is the (H, W) that all images must have."""
-    _check_column(dataset, "image")
-    if len(dataset) == 0:
-        raise ValueError("The dataset is empty: pass at least one image.")
-    images = dataset.select_columns("image")
-    for start in range(0, len(dataset), batch_size):
-        batch = images[start : start + batch_size]["image"]
-        for index, image in enumerate(batch, start):
-            _check_size(image, index, size)
-        pixels = np.stack([np.asarray(image.convert("RGB")) for image in batch])
-        yield torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-
-
-def _check_size(image: Image.Image, index: int, size: tuple[int, int]) -> None:
-    if image.size[::-1] != size:
-        raise ValueError(
-            f"Image {index} of the dataset is {image.width}x{image.height} pixels, but {size[1]}x{size[0]} is "
-            "expected: resize the images first."
-        )
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    # Flag by flag: `model.train()` would also wake modules that were frozen in evaluation mode.
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag
+def _pixels(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """(M, 3, H, W) float32 in [0, 1]; `size` is the (H, W) that all images must have."""
+    for image in images:
+        height, width = image.shape[1:]
+        if (height, width) != size:
+            raise ValueError(
+                f"An image of the dataset is {width}x{height} pixels, but {size[1]}x{size[0]} is expected: resize the "
+                "images first."
+            )
+    return torch.stack(list(images)).float() / 255

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -32,3 +34,27 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
         )
     error = reconstruction.float().clamp(0, 1) - target.float()
     return -10 * error.square().mean(dim=(1, 2, 3)).log10()
+
+
+def tokens_and_psnr(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
+    """The call of a STELLAR model for [`encode_images`] that also measures how well it reconstructs pixels.
+
+    Args:
+        model: `StellarForPreTraining` or `StellarForImageReconstruction`.
+        pixel_values: (B, 3, H, W) float32, normalized.
+
+    Returns:
+        `pooler_output` (B, d), `sparse_tokens` (B, r, d), `localization` (B, N, r) and, with the pixel head, `psnr`
+        (B,) in dB: of the image without what its patches do not tile.
+    """
+    output = model(pixel_values.to(model.dtype), return_loss=False)
+    features = {
+        "pooler_output": output.sparse_tokens.float().mean(dim=1),
+        "sparse_tokens": output.sparse_tokens,
+        "localization": output.localization,
+    }
+    if model.config.reconstruction_target == "pixels":
+        height, width = output.reconstruction.shape[-2:]
+        target = model.denormalize(pixel_values)[..., :height, :width].clamp(0, 1)
+        features["psnr"] = psnr(output.reconstruction.float(), target)
+    return features

@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""What a training asks of its data sets, and how it reads them: undecoded, divided evenly, by patient workers."""
+"""What a training asks of its data sets, and how it reads them: divided evenly, by patient workers."""
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
-from transformers.utils import is_datasets_available
 
 from .callbacks import GracefulInterruptCallback
 
@@ -32,20 +31,6 @@ def has_column(dataset: Any, column: str) -> bool:
         return False
     columns = getattr(dataset, "column_names", None) or dataset[0]
     return isinstance(columns, list | Mapping) and column in columns
-
-
-def undecoded(dataset: Any, column: str) -> Any:
-    """The data set with its images as files: the collator decodes them, and replaces those that are broken."""
-    if isinstance(dataset, dict):
-        return {name: undecoded(part, column) for name, part in dataset.items()}
-    if not is_datasets_available():
-        return dataset
-    import datasets
-
-    feature = (getattr(dataset, "features", None) or {}).get(column)
-    if isinstance(feature, datasets.Image) and feature.decode:
-        return dataset.cast_column(column, datasets.Image(decode=False))
-    return dataset
 
 
 class _UndividedStream(IterableDataset):

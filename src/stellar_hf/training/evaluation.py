@@ -6,56 +6,29 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
+from transformers.utils import logging
 
-from ..data import images_to_tensor
-from ..evaluation import knn_accuracy, psnr
+from ..data import UnreadableImages
+from ..evaluation import knn_accuracy, tokens_and_psnr
+from ..features import ImageFeatures, encode_images
 from ..image_processing_pil_stellar import StellarImageProcessorPil
 from ..modeling_stellar import StellarForPreTraining
 
-_UNKNOWN = -1
+logger = logging.get_logger(__name__)
+
 _NUM_NEIGHBOURS = 20
 _NUM_DRAWN = 8
-
-
-@dataclass
-class WholeImages:
-    """Rows of a data set as whole images, processed as a user's will be; a `collate_fn` for workers.
-
-    Attributes:
-        processor: Image processor of the model.
-        image_column: Column of the images, in a form that [`images_to_tensor`] takes.
-        label_column: Column of the classes, where there is one.
-    """
-
-    processor: Any
-    image_column: str
-    label_column: str
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """`pixel_values` (B, 3, H, W) and `labels` (B,): the class, or -1 of a row that has none or is unreadable."""
-        images, labels = [], []
-        for row in rows:
-            try:
-                (image,) = images_to_tensor([row[self.image_column]])
-                labels.append(row.get(self.label_column, _UNKNOWN))
-            except ValueError:
-                image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-                labels.append(_UNKNOWN)
-            images.append(image)
-        return {
-            "pixel_values": self.processor(images, return_tensors="pt")["pixel_values"],
-            "labels": torch.tensor(labels),
-        }
 
 
 def default_processor(model: StellarForPreTraining) -> StellarImageProcessorPil:
@@ -71,82 +44,145 @@ def default_processor(model: StellarForPreTraining) -> StellarImageProcessorPil:
 
 class ImageEvaluation:
     """
-    Measures a model on images as a user will give them: kNN accuracy of the pooled tokens, and PSNR.
+    Measures a model on images as a user will give them: kNN accuracy of the pooled tokens, and PSNR. Images that
+    cannot be read are named once and left out.
 
     Args:
         accelerator: Splits the images over its processes.
-        collator: Processes the images.
+        processor: Image processor of the model.
+        image_column: Column of the images, in a form that [`encode_images`] takes.
+        label_column: Column of the classes, where there is one.
         batch_size: Images of a forward pass.
         num_workers: Workers that read them.
         num_neighbours: At most so many labelled images, spread over the data set, are compared with; 0 leaves kNN out.
+
+    Attributes:
+        knn_at_start: kNN accuracy of the model with which the training started, by the prefix of the metrics.
+        unreadable: Counts and names the images that cannot be read.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
-        collator: WholeImages,
+        processor: Any,
+        image_column: str,
+        label_column: str,
         batch_size: int,
         num_workers: int,
         num_neighbours: int,
     ):
         self.accelerator = accelerator
-        self.collator = collator
+        self.processor = processor
+        self.image_column = image_column
+        self.label_column = label_column
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.num_neighbours = num_neighbours
+        self.knn_at_start: dict[str, float] = {}
+        self.unreadable = UnreadableImages(max_share=1, consequence="It is left out.")
+        self._unknown_classes: set[Class] = set()
 
     def __call__(
-        self, model: StellarForPreTraining, dataset: Dataset, labelled: Dataset | None = None
+        self, model: StellarForPreTraining, dataset: Dataset, labelled: Dataset | None = None, prefix: str = "eval"
     ) -> dict[str, float]:
         """
         Args:
-            model: In evaluation mode.
+            model: Not wrapped.
             dataset: Map-style; the images to measure on.
-            labelled: Map-style; images with classes, to find the neighbours among.
+            labelled: Map-style; images with classes, to find the neighbours among. Where both data sets know the names
+                of their classes, these are compared, and images of classes that `labelled` does not know are left out.
+            prefix: Of the metrics' names, which is not added here.
 
         Returns:
-            `psnr` in dB with the pixel head, and `knn_accuracy` where both data sets have classes.
+            `psnr` in dB with the pixel head. Where both data sets have classes also `knn_accuracy`, `knn_majority`,
+            which is the accuracy of always naming the most frequent class of the measured images, and `knn_at_start`,
+            if the training started here.
         """
-        features, labels, ratios = self._measure(model, dataset, range(len(dataset)))  # type: ignore[arg-type]
-        metrics = {"psnr": ratios.mean().item()} if ratios is not None else {}
-        known = labels != _UNKNOWN
-        if labelled is not None and self.num_neighbours and known.any():
-            count = len(labelled)  # type: ignore[arg-type]
-            size = min(count, self.num_neighbours)
-            bank, bank_labels, _ = self._measure(model, labelled, [row * count // size for row in range(size)])
-            in_bank = bank_labels != _UNKNOWN
-            if in_bank.any():
-                sets = (bank[in_bank], bank_labels[in_bank], features[known], labels[known])
-                metrics["knn_accuracy"] = knn_accuracy(*sets, k=min(_NUM_NEIGHBOURS, int(in_bank.sum())))
+        features = self.encode(model, dataset, encode=_pooled_and_psnr)
+        metrics = {"psnr": features.psnr.mean().item()} if "psnr" in features.tensors else {}
+        metrics |= self._knn(model, features, dataset, labelled)
+        if "knn_accuracy" in metrics and prefix in self.knn_at_start:
+            metrics["knn_at_start"] = self.knn_at_start[prefix]
         return metrics
 
-    @torch.no_grad()
-    def _measure(
-        self, model: StellarForPreTraining, dataset: Dataset, rows: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Pooled tokens (M, d), labels (M,) and, with the pixel head, PSNR (M,) of rows of a data set."""
-        state = self.accelerator.state
-        # The same number of rows for every process, as collectives want it; what is double is cut off again.
-        share = -(-len(rows) // state.num_processes)
-        own = [rows[i % len(rows)] for i in range(state.process_index * share, (state.process_index + 1) * share)]
-        loader = DataLoader(
-            Subset(dataset, own), self.batch_size, num_workers=self.num_workers, collate_fn=self.collator
+    def measure_at_start(self, model: Any, dataset: Dataset, labelled: Dataset | None, prefix: str) -> None:
+        """Measures the kNN accuracy that later evaluations with this prefix report beside theirs."""
+        if labelled is None or not self.num_neighbours:
+            return
+        metrics = self._knn(model, self.encode(model, dataset), dataset, labelled)
+        if "knn_accuracy" in metrics:
+            self.knn_at_start[prefix] = metrics["knn_accuracy"]
+
+    def encode(self, model: Any, dataset: Dataset, **kwargs: Any) -> ImageFeatures:
+        """[`encode_images`] with the settings of this evaluation."""
+        return encode_images(
+            model,
+            dataset,
+            self.processor,
+            image_column=self.image_column,
+            columns=[self.label_column],
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            accelerator=self.accelerator,
+            unreadable=self.unreadable,
+            show_progress=False,
+            **kwargs,
         )
-        features, labels, ratios = [], [], []
-        for batch in loader:
-            pixel_values = batch["pixel_values"].to(self.accelerator.device)
-            output = model(pixel_values, return_loss=False)
-            features.append(output.sparse_tokens.float().mean(dim=1))
-            labels.append(batch["labels"].to(self.accelerator.device))
-            if model.config.reconstruction_target == "pixels":
-                height, width = output.reconstruction.shape[-2:]
-                target = model.denormalize(pixel_values)[..., :height, :width].clamp(0, 1)
-                ratios.append(psnr(output.reconstruction.float(), target))
 
-        def gather(parts: list[Tensor]) -> Tensor:
-            return self.accelerator.gather(torch.cat(parts))[: len(rows)]
+    def _knn(
+        self, model: Any, features: ImageFeatures, dataset: Dataset, labelled: Dataset | None
+    ) -> dict[str, float]:
+        labels = features.columns[self.label_column]
+        if labelled is None or not self.num_neighbours or all(_class_of(label) is None for label in labels):
+            return {}
+        count = len(labelled)  # type: ignore[arg-type]
+        size = min(count, self.num_neighbours)
+        bank = self.encode(model, labelled, rows=[row * count // size for row in range(size)])
+        names, bank_names = (_class_names(data, self.label_column) for data in (dataset, labelled))
+        if names is None or bank_names is None:
+            names = bank_names = None
+        bank_classes = [_class_of(label, bank_names) for label in bank.columns[self.label_column]]
+        classes = [_class_of(label, names) for label in labels]
+        if bank_names is not None:
+            self._name_unknown({name for name in classes if name is not None and name not in bank_names})
+            classes = [name if name in bank_names else None for name in classes]
+        return _knn_metrics(bank.pooler_output, bank_classes, features.pooler_output, classes)
 
-        return gather(features), gather(labels), gather(ratios) if ratios else None
+    def _name_unknown(self, classes: set[Class]) -> None:
+        new = sorted(map(str, classes - self._unknown_classes))
+        self._unknown_classes |= classes
+        if new:
+            logger.warning(
+                f"The training images have no class {', '.join(new)}: the kNN accuracy leaves these images out."
+            )
+
+
+class KnnAtStartCallback(TrainerCallback):
+    """
+    Measures the kNN accuracy of the model before its first step, which later evaluations report beside theirs; a
+    training that goes on takes it from its log. A model that is sharded over processes is not measured: its first
+    forward pass has to be that of the training.
+
+    Args:
+        evaluation: Measures, and keeps the figures.
+        datasets: Images to measure on, by the prefix of their metrics.
+        labelled: Images to find the neighbours among.
+    """
+
+    def __init__(self, evaluation: ImageEvaluation, datasets: Mapping[str, Dataset], labelled: Dataset):
+        self.evaluation = evaluation
+        self.datasets = datasets
+        self.labelled = labelled
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        for log in state.log_history:
+            found = {name.removesuffix("_knn_at_start"): log[name] for name in log if name.endswith("_knn_at_start")}
+            self.evaluation.knn_at_start.update(found)
+        is_sharded = self.evaluation.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if state.global_step > 0 or args.eval_strategy == "no" or is_sharded:
+            return
+        for prefix, dataset in self.datasets.items():
+            self.evaluation.measure_at_start(model, dataset, self.labelled, prefix)
 
 
 class FigureCallback(TrainerCallback):
@@ -155,14 +191,14 @@ class FigureCallback(TrainerCallback):
     to TensorBoard and Weights & Biases where the training reports to them. Needs matplotlib and the pixel head.
 
     Args:
-        dataset: Map-style; its first images are drawn.
-        collator: Processes the images.
+        dataset: Map-style; some of its images are drawn, as [`sample_rows`] picks them.
+        evaluation: Reads and processes the images.
         callbacks: The trainer's callbacks, among which TensorBoard's is looked for.
     """
 
-    def __init__(self, dataset: Dataset, collator: WholeImages, callbacks: Sequence[TrainerCallback]):
+    def __init__(self, dataset: Dataset, evaluation: ImageEvaluation, callbacks: Sequence[TrainerCallback]):
         self.dataset = dataset
-        self.collator = collator
+        self.evaluation = evaluation
         self.callbacks = callbacks
 
     @staticmethod
@@ -184,15 +220,83 @@ class FigureCallback(TrainerCallback):
 
             wandb.log({"eval/reconstructions": wandb.Image(str(path)), "train/global_step": state.global_step})
 
-    @torch.no_grad()
+    @cached_property
+    def _rows(self) -> list[int]:
+        # Twice as many as are drawn, since some may be unreadable.
+        return sample_rows(self.dataset, 2 * _NUM_DRAWN, self.evaluation.label_column)
+
     def _draw(self, model: StellarForPreTraining):
         from ..visualization import plot_reconstructions
 
-        training = model.training
-        rows = [self.dataset[index] for index in range(min(_NUM_DRAWN, len(self.dataset)))]  # type: ignore[arg-type]
-        pixel_values = self.collator(rows)["pixel_values"].to(model.device)
-        output = model.eval()(pixel_values, return_loss=False)
-        model.train(training)
-        height, width = output.reconstruction.shape[-2:]
-        images = model.denormalize(pixel_values)[..., :height, :width]
-        return plot_reconstructions(images, output.reconstruction, output.localization)
+        features = self.evaluation.encode(model, self.dataset, rows=self._rows, encode=_reconstructed)
+        places = {row: place for place, row in enumerate(features.index.tolist())}
+        shown = [places[row] for row in self._rows if row in places][:_NUM_DRAWN]
+        return plot_reconstructions(*(tensor[shown] for tensor in features.tensors.values()))
+
+
+def sample_rows(dataset: Any, count: int, label_column: str = "label", seed: int = 0) -> list[int]:
+    """
+    Rows of a data set to show: drawn at random, always the same ones, from as many classes as there are.
+
+    Args:
+        dataset: Has a length. Its classes count if it is a `datasets.Dataset` with this column.
+        count: Number of rows; all rows if there are fewer.
+        label_column: Column of the classes.
+        seed: Seed of the draw.
+
+    Returns:
+        Rows in the order of the draw: the first ones are of different classes.
+    """
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    if label_column in (getattr(dataset, "column_names", None) or ()):
+        labels = np.asarray(list(map(str, dataset.select_columns(label_column)[label_column][:])))[order]
+        _, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        # The first image of every class, then the second of every class, and so on.
+        turns = np.empty(len(order), dtype=np.int64)
+        turns[np.argsort(classes, kind="stable")] = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
+        order = order[np.argsort(turns, kind="stable")]
+    return order[:count].tolist()
+
+
+# A class by its number, or by its name.
+Class = int | str
+
+
+def _class_names(dataset: Any, label_column: str) -> list[str] | None:
+    return getattr((getattr(dataset, "features", None) or {}).get(label_column), "names", None)
+
+
+def _class_of(label: Any, names: Sequence[str] | None = None) -> Class | None:
+    """The class that a label is, by its name if there are any; None for no label, which is None or -1."""
+    if label is None or isinstance(label, str):
+        return label
+    return None if int(label) < 0 else int(label) if names is None else names[int(label)]
+
+
+def _knn_metrics(
+    bank: Tensor, bank_classes: Sequence[Class | None], features: Tensor, classes: Sequence[Class | None]
+) -> dict[str, float]:
+    """The metrics of features (M, d) with classes, of which None are left out; nothing where no classes are left."""
+    numbers = {name: number for number, name in enumerate(dict.fromkeys([*bank_classes, *classes]))}
+    bank_labels = torch.tensor([-1 if name is None else numbers[name] for name in bank_classes])
+    labels = torch.tensor([-1 if name is None else numbers[name] for name in classes])
+    in_bank, known = bank_labels >= 0, labels >= 0
+    if not in_bank.any() or not known.any():
+        return {}
+    sets = (bank[in_bank], bank_labels[in_bank], features[known], labels[known])
+    return {
+        "knn_accuracy": knn_accuracy(*sets, k=min(_NUM_NEIGHBOURS, int(in_bank.sum()))),
+        "knn_majority": labels[known].bincount().max().item() / int(known.sum()),
+    }
+
+
+def _pooled_and_psnr(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
+    features = tokens_and_psnr(model, pixel_values)
+    return {name: features[name] for name in ("pooler_output", "psnr") if name in features}
+
+
+def _reconstructed(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
+    output = model(pixel_values.to(model.dtype), return_loss=False)
+    height, width = output.reconstruction.shape[-2:]
+    images = model.denormalize(pixel_values)[..., :height, :width]
+    return {"images": images, "reconstruction": output.reconstruction, "localization": output.localization}

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from ..data import StellarViews, UnreadableImages
+from ..data import StellarViews, UnreadableImages, undecoded
 from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
@@ -29,8 +29,8 @@ from .callbacks import (
 )
 from .checkpoints import CheckpointTrainer
 from .codes import code_labels
-from .data import check_column, check_not_empty, has_column, undecoded, undivided
-from .evaluation import FigureCallback, ImageEvaluation, WholeImages, default_processor
+from .data import check_column, check_not_empty, has_column, undivided
+from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, default_processor
 from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
 from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
 
@@ -67,7 +67,9 @@ class StellarTrainer(CheckpointTrainer):
         train_dataset: Images, in the column `args.image_column`.
         eval_dataset: Images for the objective's value (`eval_loss`), with the same random draws every time. If it is
             map-style, whole images give the PSNR of their reconstruction (`eval_psnr`), a figure, and, where it and
-            the training data have classes in `args.label_column`, the kNN accuracy (`eval_knn_accuracy`).
+            the training data have classes in `args.label_column`, the kNN accuracy (`eval_knn_accuracy`), beside that
+            of naming the most frequent class (`eval_knn_majority`) and that of the model before its first step
+            (`eval_knn_at_start`).
         callbacks: Further callbacks.
         **kwargs: As in `Trainer`.
 
@@ -130,21 +132,25 @@ class StellarTrainer(CheckpointTrainer):
             base_model.teacher_and_student_weights()  # refuses adapters that the teacher cannot follow
             base_model.teacher.requires_grad_(False)  # adapters came with gradients, and DDP looks before train()
             self.add_callback(TeacherCallback())
-        self._whole_images = WholeImages(
+        self._evaluation = ImageEvaluation(
+            self.accelerator,
             processor=self.processing_class or default_processor(base_model),
             image_column=args.image_column,
             label_column=args.label_column,
-        )
-        self._evaluation = ImageEvaluation(
-            self.accelerator,
-            self._whole_images,
             batch_size=args.eval_batch_size,
             num_workers=args.dataloader_num_workers,
             num_neighbours=args.num_knn_images,
         )
         shown: Any = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else self.eval_dataset
-        if has_column(shown, args.image_column) and FigureCallback.is_possible(base_model):
-            self.add_callback(FigureCallback(shown, self._whole_images, self.callback_handler.callbacks))
+        if has_column(shown, args.image_column):
+            if FigureCallback.is_possible(base_model):
+                self.add_callback(FigureCallback(shown, self._evaluation, self.callback_handler.callbacks))
+            if (labelled := self._labelled_images()) is not None:
+                measured: Any = {"eval": self.eval_dataset}
+                if isinstance(self.eval_dataset, dict):
+                    measured = {f"eval_{name}": part for name, part in self.eval_dataset.items()}
+                measured = {name: part for name, part in measured.items() if has_column(part, args.image_column)}
+                self.add_callback(KnnAtStartCallback(self._evaluation, measured, labelled))
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(StellarProgressCallback())
 
@@ -210,14 +216,16 @@ class StellarTrainer(CheckpointTrainer):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
-            if has_column(dataloader.dataset, self._whole_images.image_column):
-                metrics = self._evaluation(self._base_model.eval(), dataloader.dataset, self._labelled_images())
+            if has_column(dataloader.dataset, self.args.image_column):
+                metrics = self._evaluation(
+                    self._base_model, dataloader.dataset, self._labelled_images(), metric_key_prefix
+                )
                 results: Any = output.metrics
                 results.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def _labelled_images(self) -> Dataset | None:
-        columns = (self._whole_images.image_column, self._whole_images.label_column)
+        columns = (self.args.image_column, self.args.label_column)
         return self.train_dataset if all(has_column(self.train_dataset, column) for column in columns) else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -234,7 +242,7 @@ class StellarTrainer(CheckpointTrainer):
         The objective at this step of its schedules, of views that are made here unless the batch has them; keeps every
         term for the next log.
         """
-        inputs = self._with_views(inputs)
+        inputs = self._with_views(inputs, self._unreadable if model.training else self._evaluation.unreadable)
         settings = objective_settings(self.args, self.model.config, self.state, inputs) if model.training else {}
         loss, outputs = super().compute_loss(model, {**inputs, **settings}, return_outputs=True)
         if model.training:
@@ -246,10 +254,10 @@ class StellarTrainer(CheckpointTrainer):
             self.log_means.add({"loss": loss, **{name: outputs[name] for name in names}}, share)
         return (loss, outputs) if return_outputs else loss
 
-    def _with_views(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _with_views(self, inputs: dict[str, Any], unreadable: UnreadableImages) -> dict[str, Any]:
         inputs = dict(inputs)
-        unreadable = inputs.pop("unreadable", [])
-        self._unreadable.count(unreadable, num_images=len(next(iter(inputs.values()))))
+        reasons = inputs.pop("unreadable", [])
+        unreadable.count(reasons, num_images=len(next(iter(inputs.values()))))
         if "images" in inputs:
             inputs.update(self._views(inputs.pop("images"), inputs.pop("image_sizes", None)))
         if self._vq_model is not None and "code_labels" not in inputs:
