@@ -1,15 +1,19 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""The way to the Hub, and what goes there beside the weights: which class an Auto class loads, the model card."""
+"""Saving and pushing of models: which class an Auto class loads, permissions of files, the model card."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
@@ -32,8 +36,13 @@ _PIPELINE_TAGS = {
     "AutoModelForSemanticSegmentation": "image-segmentation",
 }
 
-_CARD = """
-# {name}
+# In Jinja. Here and not in a file of its own, which would not come along as remote code.
+_CARD = """\
+---
+{{ card_data }}
+---
+
+# {{ name }}
 
 [STELLAR](https://arxiv.org/abs/2602.01905) turns an image into a few sparse tokens S (what is there) and a
 localization matrix L (where it is).
@@ -41,30 +50,121 @@ localization matrix L (where it is).
 ## How to load
 
 ```python
-{usage}
+{% if not has_code %}import stellar_hf  # makes the Auto classes know STELLAR
+{% endif -%}
+from transformers import AutoImageProcessor, {{ auto_class }}
+
+model = {{ auto_class }}.from_pretrained({{ arguments }})
+processor = AutoImageProcessor.from_pretrained({{ arguments }})
+outputs = model(**processor(image, return_tensors="pt"))
+{% if auto_class == "AutoModel" -%}
+outputs.sparse_tokens  # (1, {{ config.num_sparse_tokens }}, {{ config.hidden_size }}): what
+outputs.localization  # (1, {{ num_patches }}, {{ config.num_sparse_tokens }}): where; rows sum to 1
+{% endif -%}
 ```
 
 ## Model
 
-{model}
-"""
+| | |
+|---|---|
+| Class | `{{ class_name }}` |
+| Parameters | {{ num_parameters }} |
+| Image size | {{ config.image_size }} |
+| Patch size | {{ config.patch_size }} |
+| Sparse tokens | {{ config.num_sparse_tokens }} |
+| Hidden size | {{ config.hidden_size }} |
+| Layers | {{ config.num_hidden_layers }} |
+| Attention heads | {{ config.num_attention_heads }} |
+| Reconstruction target | {{ config.reconstruction_target }} |
+| Prototypes | {{ config.num_prototypes }} |
+{% if base_model %}
+It started from [{{ base_model }}](https://huggingface.co/{{ base_model }}).
+{% endif %}{% if data %}
+Data: {{ data }}.
+{% endif %}{% if training %}
+## Training
 
+| | |
+|---|---|
+{% for name, value in training.items() %}| {{ name }} | {{ value }} |
+{% endfor %}{% endif %}{% if results %}
+## Results
+
+| | |
+|---|---|
+{% for name, value in results.items() %}| {{ name }} | {{ "%.4g" % value }} |
+{% endfor %}{% endif %}"""
+
+# The last line of a card of ours, with a hash of the lines before: the only way to tell an edited card from one that
+# was made of other figures.
 _SEAL = "\n<!-- Written by stellar_hf, which brings it up to date as long as nobody edits it: "
 
+# The text of the form that Transformers puts into a repository to which a processor is pushed first.
+_FORM = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
+_METADATA_OF_FORM = re.compile(r"---\nlibrary_name: transformers\ntags:( \[\])?\n(- .*\n)*---\s*")
 
-def modification_times(folder: str | os.PathLike) -> dict[str, int]:
-    """When each file in a folder was last modified, in nanoseconds, by path in the folder; none if there is none."""
-    files = (path for path in Path(folder).rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
+
+class StellarHubMixin:
+    """Saving and pushing of a model, with its code where that was asked for, and with a model card."""
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        variant: str | None = None,
+        **kwargs,
+    ) -> None:
+        """
+        As in `PreTrainedModel`. A class on which `register_for_auto_class` was called saves its code, too, and every
+        Auto class then loads the folder with `trust_remote_code=True`, on a machine without this package.
+
+        With `push_to_hub=True`, what was written is pushed as by [`~StellarHubMixin.push_to_hub`], whose arguments
+        are taken, too; `repo_id` is the folder's name by default.
+        """
+        model: Any = self
+        # Named in the signature, where a pipeline of Diffusers looks for what it may pass on.
+        kwargs |= {"max_shard_size": max_shard_size, "variant": variant}
+        if model.is_remote_code():
+            model.config.auto_map = dict(AUTO_MAP)
+        elif hasattr(model.config, "auto_map"):
+            del model.config.auto_map  # of the folder it was loaded from: the code does not come along
+        save: Any = super().save_pretrained  # type: ignore[misc]
+        of_saving = inspect.signature(save).parameters
+        of_hub = {name: kwargs.pop(name) for name in [*kwargs] if push_to_hub and name not in of_saving}
+        before = _modification_times(save_directory)
+        save(save_directory, **kwargs)
+        apply_umask(save_directory)
+        if push_to_hub and kwargs.get("is_main_process", True):
+            repo_id = of_hub.pop("repo_id", Path(save_directory).absolute().name)
+            written = [path for path, time in _modification_times(save_directory).items() if before.get(path) != time]
+            _push(save_directory, model, repo_id, files=written, token=kwargs.get("token"), **of_hub)
+
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs) -> CommitInfo:
+        """
+        As in `PreTrainedModel`, with a model card of what is known; one that a person wrote stays as it is.
+
+        Args:
+            repo_id: Repository, as owner/name or the name alone; created if it does not exist.
+            max_shard_size: Size of a file of weights, above which they are split.
+            **kwargs: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return _push(folder, self, repo_id, **kwargs)
 
 
-def push_folder(
+def _push(
     folder: str | os.PathLike,
-    model: PreTrainedModel,
+    model: Any,
     repo_id: str,
     *,
-    unless_modified: Mapping[str, int] | None = None,
-    commit_message: str | None = "Upload model",
+    files: Sequence[str] | None = None,
+    commit_message: str | None = None,
     commit_description: str | None = None,
     private: bool | None = None,
     token: bool | str | None = None,
@@ -72,28 +172,13 @@ def push_folder(
     create_pr: bool = False,
     tags: str | Sequence[str] | None = None,
 ) -> CommitInfo:
-    """
-    Uploads a folder that holds a model, with a model card that is written into it.
-
-    Args:
-        folder: Folder of the model.
-        model: The model that the card describes.
-        repo_id: Repository, as owner/name or the name alone; created if it does not exist.
-        unless_modified: [`modification_times`] of files that are left out if they still have them; the card is not.
-        commit_message, commit_description: What the commit says.
-        private: Whether a new repository is private.
-        token: Token for the repository; by default the one that is logged in.
-        revision: Branch of the repository, created if it does not exist; the main one by default.
-        create_pr: Whether to open a pull request.
-        tags: Tags of the card beside those of every STELLAR model.
-    """
+    """Uploads `files` of a folder, by default all, with a model card that is written into it."""
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     tags = [*(model.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
     write_model_card(folder, model, repo_id=repo_id, revision=revision, token=token, tags=tags)
-    unchanged = (unless_modified or {}).items() & modification_times(folder).items()
     return api.upload_folder(
         repo_id=repo_id,
         folder_path=os.fspath(folder),
@@ -101,8 +186,47 @@ def push_folder(
         commit_description=commit_description,
         revision=revision,
         create_pr=create_pr,
-        ignore_patterns=[path for path, _ in unchanged if path != "README.md"],
+        allow_patterns=None if files is None else [*files, "README.md"],
     )
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def apply_umask(folder: str | os.PathLike) -> None:
+    """
+    Gives the files of weights in a folder the permissions that the process's umask allows, as its other files have:
+    safetensors 0.8 writes them readable by their owner alone, whatever the umask says.
+    """
+    umask = os.umask(0o077)  # which cannot be read without setting it; meanwhile threads create private files
+    os.umask(umask)
+    for file in Path(folder).glob("*.safetensors"):
+        with suppress(PermissionError):  # a file system without permissions
+            file.chmod(0o666 & ~umask)
+
+
+def replace_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file aside and renames it: where that fails, as on a full disk, what was there stays as it was."""
+    path = Path(path)
+    aside = path.with_name(f"_saving-{path.name}")  # the Trainer pushes nothing whose name starts so
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def _modification_times(folder: str | os.PathLike) -> dict[str, int]:
+    """When each file in a folder was last modified, in nanoseconds, by path in the folder; none if there is none."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+# The model card ------------------------------------------------------------------------------------------------------
 
 
 def write_model_card(
@@ -119,6 +243,7 @@ def write_model_card(
     base_model: str | None = None,
     dataset: str | None = None,
     dataset_ids: Sequence[str] = (),
+    data: str | None = None,
     metrics: Mapping[str, float] | None = None,
     training: Mapping[str, object] | None = None,
 ) -> None:
@@ -140,78 +265,88 @@ def write_model_card(
         dataset: What the data of training and evaluation is called. Without it and `dataset_ids`, metrics are told
             in the text alone, since the Hub asks for their data set.
         dataset_ids: Data sets on the Hub, as owner/name.
+        data: What else to say of the data, where it has no name.
         metrics: Results by name.
         training: Settings of the training by name.
+
+    Raises:
+        OSError: If it cannot be written; the card that was there is then as it was.
     """
     path = Path(folder, "README.md")
-    if path.exists() and not _is_ours(path.read_text(encoding="utf-8")):
+    if path.exists() and _is_by_a_person(path):
         return
     on_hub = None if repo_id is None else _card_on_hub(repo_id, revision, token)
-    if on_hub is not None and not _is_ours(on_hub):
-        path.write_text(on_hub, encoding="utf-8")
+    if on_hub is not None and _is_by_a_person(on_hub):
+        shutil.copyfile(on_hub, path)
         return
 
     name = name or (repo_id or Path(folder).absolute().name).split("/")[-1]
-    location = repo_id or name
-    base_model = base_model or _loaded_from(model, repo_id)
     auto_class = _auto_class(model)
+    pipeline_tag = _PIPELINE_TAGS.get(auto_class, "image-feature-extraction")
     dataset = dataset or ", ".join(dataset_ids)
-    metrics = metrics or {}
-    results = _eval_results(metrics, dataset, dataset_ids, auto_class)
-    data = ModelCardData(
+    results = metrics or {}
+    eval_results = [
+        EvalResult(
+            task_type=pipeline_tag,
+            dataset_type=dataset_ids[0] if dataset_ids else dataset.replace(" ", "-"),
+            dataset_name=dataset,
+            metric_type=_metric_type(metric),
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in results.items()
+        if dataset
+    ]
+    card_data = ModelCardData(
         library_name="transformers",
         license=license,
         language=language,
-        pipeline_tag=_PIPELINE_TAGS.get(auto_class, "image-feature-extraction"),
+        pipeline_tag=pipeline_tag,
         tags=["stellar", "self-supervised", *tags],
-        base_model=base_model,
+        base_model=base_model or _loaded_from(model, repo_id),
         datasets=list(dataset_ids) or None,
-        metrics=sorted({_metric_type(metric) for metric in metrics}) or None,
-        model_name=name if results else None,
-        eval_results=results or None,
+        metrics=sorted({_metric_type(metric) for metric in results}) or None,
+        model_name=name if eval_results else None,
+        eval_results=eval_results or None,
     )
-    text = _CARD.format(name=name, usage=_usage(model, auto_class, location), model=_table(_describe(model)))
-    if base_model:
-        text += f"\nIt started from [{base_model}](https://huggingface.co/{base_model}).\n"
-    if dataset:
-        text += f"\nData: {dataset}.\n"
-    if training:
-        text += f"\n## Training\n\n{_table(training)}\n"
-    if metrics:
-        text += f"\n## Results\n\n{_table({name: f'{value:.4g}' for name, value in metrics.items()})}\n"
-    path.write_text(_sealed(str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))), encoding="utf-8")
-
-
-# Whose card it is ----------------------------------------------------------------------------------------------------
+    has_code = getattr(model.config, "auto_map", None) is not None
+    card = ModelCard.from_template(
+        card_data,
+        template_str=_CARD,
+        name=name,
+        auto_class=auto_class,
+        has_code=has_code,
+        arguments=f'"{repo_id or name}"' + (", trust_remote_code=True" if has_code else ""),
+        class_name=type(model).__name__,
+        config=model.config,
+        num_parameters=f"{model.num_parameters():,}",
+        num_patches=(model.config.image_size // model.config.patch_size) ** 2,
+        data=dataset or data,
+        training=training,
+        results=results,
+    )
+    replace_text(path, _sealed(str(card)))
 
 
 def _sealed(content: str) -> str:
-    """Ends a card with a comment that no longer fits once anything in the card is changed."""
     return f"{content}{_SEAL}{hashlib.sha256(content.encode()).hexdigest()[:16]} -->\n"
 
 
-def _is_ours(content: str) -> bool:
+def _is_by_a_person(path: Path) -> bool:
+    """Whether a card is neither empty, nor Transformers' empty form, nor one of ours as it was written."""
+    content = path.read_text(encoding="utf-8", errors="replace").strip()
     written, _, _ = content.rpartition(_SEAL)
-    return content.strip() == _sealed(written).strip() or _is_placeholder(content)
-
-
-def _is_placeholder(content: str) -> bool:
-    """Whether it is the empty form that Transformers puts into a repository to which a processor is pushed first."""
-    before, after = ModelCard.from_template(ModelCardData(), model_description="\0").text.strip().split("\0")
-    _, _, rest = content.strip().partition(before)
-    if not rest.endswith(after) or "automatically generated" not in rest.removesuffix(after):
+    if not content or content == _sealed(written).strip():
         return False
-    return ModelCard(content).data.to_dict().keys() <= {"library_name", "tags"}
+    form = ModelCard.from_template(ModelCardData(), model_description=_FORM).text.strip()
+    return not (content.endswith(form) and _METADATA_OF_FORM.fullmatch(content.removesuffix(form)))
 
 
-def _card_on_hub(repo_id: str, revision: str | None, token: str | bool | None) -> str | None:
+def _card_on_hub(repo_id: str, revision: str | None, token: str | bool | None) -> Path | None:
     try:
-        return Path(hf_hub_download(repo_id, "README.md", revision=revision, token=token)).read_text(encoding="utf-8")
+        return Path(hf_hub_download(repo_id, "README.md", revision=revision, token=token))
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
-
-
-# What it says --------------------------------------------------------------------------------------------------------
 
 
 def _auto_class(model: PreTrainedModel) -> str:
@@ -228,65 +363,7 @@ def _loaded_from(model: PreTrainedModel, repo_id: str | None) -> str | None:
     return source if on_hub and source != repo_id else None
 
 
-def _usage(model: PreTrainedModel, auto_class: str, location: str) -> str:
-    has_code = getattr(model.config, "auto_map", None) is not None
-    arguments = f'"{location}"' + (", trust_remote_code=True" if has_code else "")
-    lines = [
-        f"from transformers import AutoImageProcessor, {auto_class}",
-        "",
-        f"model = {auto_class}.from_pretrained({arguments})",
-        f"processor = AutoImageProcessor.from_pretrained({arguments})",
-        'outputs = model(**processor(image, return_tensors="pt"))',
-    ]
-    if not has_code:
-        lines.insert(0, "import stellar_hf  # makes the Auto classes know STELLAR")
-    if auto_class == "AutoModel":
-        config = model.config
-        tokens, patches = config.num_sparse_tokens, (config.image_size // config.patch_size) ** 2
-        lines.append(f"outputs.sparse_tokens  # (1, {tokens}, {config.hidden_size}): what")
-        lines.append(f"outputs.localization  # (1, {patches}, {tokens}): where; rows sum to 1")
-    return "\n".join(lines)
-
-
-def _describe(model: PreTrainedModel) -> dict[str, object]:
-    config = model.config
-    return {
-        "Class": f"`{type(model).__name__}`",
-        "Parameters": f"{model.num_parameters():,}",
-        "Image size": config.image_size,
-        "Patch size": config.patch_size,
-        "Sparse tokens": config.num_sparse_tokens,
-        "Hidden size": config.hidden_size,
-        "Layers": config.num_hidden_layers,
-        "Attention heads": config.num_attention_heads,
-        "Reconstruction target": config.reconstruction_target,
-        "Prototypes": config.num_prototypes,
-    }
-
-
-def _table(rows: Mapping[str, object]) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
-
-
 def _metric_type(name: str) -> str:
     """The kind of a metric by the last word of its name: `test_knn_accuracy` is an accuracy."""
     last = name.split("_")[-1]
     return {"miou": "mean_iou"}.get(last, last)
-
-
-def _eval_results(
-    metrics: Mapping[str, float], dataset: str, dataset_ids: Sequence[str], auto_class: str
-) -> list[EvalResult]:
-    if not dataset:
-        return []
-    return [
-        EvalResult(
-            task_type=_PIPELINE_TAGS.get(auto_class, "image-feature-extraction"),
-            dataset_type=dataset_ids[0] if dataset_ids else dataset.replace(" ", "-"),
-            dataset_name=dataset,
-            metric_type=_metric_type(name),
-            metric_name=name,
-            metric_value=value,
-        )
-        for name, value in metrics.items()
-    ]

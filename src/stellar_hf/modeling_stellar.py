@@ -7,18 +7,13 @@ Source of the mathematics: "Learning Sparse Visual Representations via Spatial-S
 arXiv 2602.01905. Shapes are written with B images, N = h * w patches, r sparse tokens, hidden size d, K prototypes.
 """
 
-import inspect
 import math
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -37,7 +32,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_stellar import StellarConfig
-from .hub_stellar import AUTO_MAP, modification_times, push_folder
+from .hub_stellar import StellarHubMixin
 from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder, resized_positions
 from .localization_stellar import resolve_grid_size
 from .loss_stellar import (
@@ -477,7 +472,7 @@ class StellarClusteringHead(nn.Module):
 # Models --------------------------------------------------------------------------------------------------------------
 
 
-class StellarPreTrainedModel(PreTrainedModel):
+class StellarPreTrainedModel(StellarHubMixin, PreTrainedModel):  # type: ignore[misc]
     """Weight initialization, and what the loading, checkpointing and attention machinery has to know."""
 
     config: StellarConfig
@@ -514,54 +509,6 @@ class StellarPreTrainedModel(PreTrainedModel):
             init.normal_(module.gaussian_matrix)
         elif isinstance(module, StellarClusteringHead):
             init.normal_(module.prototypes)
-
-    def save_pretrained(  # type: ignore[override]
-        self,
-        save_directory: str | os.PathLike,
-        *,
-        push_to_hub: bool = False,
-        max_shard_size: int | str = "50GB",
-        variant: str | None = None,
-        **kwargs,
-    ) -> None:
-        """
-        As in `PreTrainedModel`. A class on which `register_for_auto_class` was called saves its code, too, and every
-        Auto class then loads the folder with `trust_remote_code=True`, on a machine without this package.
-
-        With `push_to_hub=True`, what was written is pushed as by [`~StellarPreTrainedModel.push_to_hub`], whose
-        arguments are taken, too; `repo_id` is the folder's name by default.
-        """
-        # Named in the signature, where a pipeline of Diffusers looks for what it may pass on.
-        kwargs |= {"max_shard_size": max_shard_size, "variant": variant}
-        if self.is_remote_code():
-            self.config.auto_map = dict(AUTO_MAP)
-        elif hasattr(self.config, "auto_map"):
-            del self.config.auto_map  # of the folder it was loaded from: the code does not come along
-        if not push_to_hub:
-            super().save_pretrained(save_directory, **kwargs)
-            return
-        of_saving = inspect.signature(super().save_pretrained).parameters
-        of_hub = {name: kwargs.pop(name) for name in [*kwargs] if name not in of_saving}
-        repo_id = of_hub.pop("repo_id", Path(save_directory).absolute().name)
-        before = modification_times(save_directory)
-        super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True):
-            push_folder(save_directory, self, repo_id, unless_modified=before, token=kwargs.get("token"), **of_hub)
-
-    def push_to_hub(  # type: ignore[override]
-        self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs
-    ) -> CommitInfo:
-        """
-        As in `PreTrainedModel`, with a model card of what is known; one that a person wrote stays as it is.
-
-        Args:
-            repo_id: Repository, as owner/name or the name alone; created if it does not exist.
-            max_shard_size: Size of a file of weights, above which they are split.
-            **kwargs: `commit_message`, `commit_description`, `private`, `token`, `revision`, `create_pr` and `tags`.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size)
-            return push_folder(folder, self, repo_id, **kwargs)
 
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) normalized pixels to float32 RGB in [0, 1]."""

@@ -2,8 +2,11 @@
 # Licensed under the Apache License, Version 2.0.
 """What a model card says, and whom it belongs to."""
 
+import errno
+import os
+
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from stellar_hf import StellarModel
 from stellar_hf.hub_stellar import write_model_card
@@ -80,3 +83,58 @@ def test_card_is_renewed_until_someone_edits_it(model, tmp_path):
     path.write_text(edited)
     write_model_card(tmp_path, model, training={"Steps": 3})
     assert path.read_text() == edited
+
+
+def test_card_of_private_data_says_what_it_may(model, tmp_path):
+    """Without a name there is no data set to give in the metadata."""
+    write_model_card(tmp_path, model, data="1,200 images of 3 classes", metrics={"eval_loss": 2.0})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "\nData: 1,200 images of 3 classes.\n" in card.text
+    assert card.data.datasets is None and card.data.eval_results is None
+
+
+FORM = ModelCard.from_template(
+    ModelCardData(tags=["tiny"], library_name="transformers"),
+    model_description="This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model "
+    "card has been automatically generated.",
+)
+
+
+@pytest.mark.parametrize("content", ["", "  \n", str(FORM)], ids=["empty", "blank", "form"])
+def test_what_nobody_wrote_is_replaced(model, tmp_path, content):
+    (tmp_path / "README.md").write_text(content)
+    write_model_card(tmp_path, model)
+    assert "## How to load" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"# Mine\n",
+        b"---\nlicense: mit\n---\n",
+        str(FORM).replace("tags:", "license: mit\ntags:").encode(),
+        str(FORM).replace("[More Information Needed]", "Me", 1).encode(),
+        f"# Mine, above\n\n{FORM}".encode(),
+        b"---\n: [broken\n---\n# Mine\n",
+        "# Größe\n".encode("latin-1"),
+    ],
+    ids=["text", "license", "form with license", "filled form", "text before form", "broken metadata", "no UTF-8"],
+)
+def test_what_a_person_wrote_stays(model, tmp_path, content):
+    (tmp_path / "README.md").write_bytes(content)
+    write_model_card(tmp_path, model)
+    assert (tmp_path / "README.md").read_bytes() == content
+
+
+def test_where_the_disk_is_full_the_old_card_stays(model, tmp_path, monkeypatch):
+    write_model_card(tmp_path, model, training={"Steps": 1})
+    before = (tmp_path / "README.md").read_text()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_model_card(tmp_path, model, training={"Steps": 2})
+    assert (tmp_path / "README.md").read_text() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]

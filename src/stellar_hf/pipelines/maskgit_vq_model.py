@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
@@ -17,6 +18,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..hub_stellar import apply_umask
 
 
 @dataclass
@@ -290,6 +293,11 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
         self.use_tiling = False
         self.tile_sample_min_size = sample_size
         self.tile_overlap_factor = 0.25
+
+    @functools.wraps(ModelMixin.save_pretrained)
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        super().save_pretrained(save_directory, *args, **kwargs)
+        apply_umask(save_directory)
 
     @property
     def downsample_factor(self) -> int:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from diffusers.models.normalization import AdaLayerNormContinuous, AdaLayerNormZ
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
+
+from ..hub_stellar import apply_umask
 
 # Shares of a patch below exp(-6), a quarter of a percent, are invisible in the decoded image, but their logarithms,
 # down to -33, would be most of the variance that the prior explains.
@@ -111,6 +114,11 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
         )
         nn.init.normal_(self.class_embedding.weight, std=0.5)
         _zero(self.token_head)
+
+    @functools.wraps(ModelMixin.save_pretrained)
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        super().save_pretrained(save_directory, *args, **kwargs)
+        apply_umask(save_directory)
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
