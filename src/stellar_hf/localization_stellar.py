@@ -5,6 +5,7 @@
 import math
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,6 +35,44 @@ def resolve_grid_size(num_patches: int, grid_size: Sequence[int] | Tensor | None
             f"grid_size=(rows, columns) with rows * columns = {num_patches}."
         )
     return sizes
+
+
+def region_shares(
+    localization: Tensor, mask: Tensor, num_regions: int, grid_size: Sequence[int] | Tensor | None = None
+) -> Tensor:
+    """
+    Share of each token's map that lies in each region of an image.
+
+    A token's map is its column of the localization matrix L (STELLAR, arXiv 2602.01905), normalized to mass 1. A
+    patch that several regions share gives each of them its part, by area.
+
+    Args:
+        localization: L, (B, N, r) floating point >= 0; rows sum to 1. Patches are row-major.
+        mask: (B, H, W) integers; region of each pixel, from 0 to `num_regions - 1`.
+        num_regions: Number of regions.
+        grid_size: (rows, columns) of the patches; a square grid without it.
+
+    Returns:
+        (B, num_regions, r) float32, which sums to 1 over the regions.
+
+    Raises:
+        ValueError: If shapes disagree, a region id is out of range, or the grid is unknown.
+    """
+    if localization.ndim != 3 or mask.ndim != 3 or len(localization) != len(mask) or len(mask) == 0:
+        raise ValueError(
+            f"localization has shape {tuple(localization.shape)} and the mask {tuple(mask.shape)}, "
+            "but (B, N, r) and (B, H, W) with the same B >= 1 are expected."
+        )
+    if mask.min() < 0 or mask.max() >= num_regions:
+        raise ValueError(
+            f"mask holds region ids from {mask.min()} to {mask.max()}, but num_regions is {num_regions}: "
+            "ids must lie between 0 and num_regions - 1."
+        )
+    regions = F.one_hot(mask.long(), num_regions).permute(0, 3, 1, 2).float()
+    grid_size = resolve_grid_size(localization.shape[1], grid_size)
+    patch_shares = F.adaptive_avg_pool2d(regions, grid_size).flatten(2)  # (B, regions, N)
+    mass = localization.float().clamp(min=0)
+    return (patch_shares @ mass) / mass.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def _common_row(grid_size: Tensor) -> list[int]:

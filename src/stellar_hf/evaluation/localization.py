@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..localization_stellar import resolve_grid_size
+from ..localization_stellar import region_shares, resolve_grid_size
 
 
 def concept_labels(
@@ -36,19 +36,9 @@ def concept_labels(
     Raises:
         ValueError: If shapes disagree, a region id or the threshold is out of range, or the grid is unknown.
     """
-    _check_localization(localization, mask)
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}, but must be in (0, 1]: it is a share of a token's map.")
-    if mask.min() < 0 or mask.max() >= num_regions:
-        raise ValueError(
-            f"mask holds region ids from {mask.min()} to {mask.max()}, but num_regions is {num_regions}: "
-            "ids must lie between 0 and num_regions - 1."
-        )
-    grid_size = resolve_grid_size(localization.shape[1], grid_size)
-    regions = F.one_hot(mask.long(), num_regions).permute(0, 3, 1, 2).float()
-    patch_shares = F.adaptive_avg_pool2d(regions, grid_size).flatten(2)  # (B, regions, N)
-    mass = localization.float().clamp(min=0)
-    shares = (patch_shares @ mass) / mass.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (B, regions, r)
+    shares = region_shares(localization, mask, num_regions, grid_size)
     share, region = shares.max(dim=1)
     # The tolerance keeps a share of exactly the threshold, which float32 sums may miss by a rounding error.
     return torch.where(share >= threshold - 1e-5, region, -1)

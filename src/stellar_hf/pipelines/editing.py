@@ -1,17 +1,31 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Editing of what (sparse tokens S) and where (localization L) an image shows, apart from each other."""
+"""
+Editing of what (sparse tokens S, `(B, r, d)`) and where (localization L, `(B, N, r)`) an image shows, apart from each
+other.
+
+Each function takes a batch of S and L and returns S and L to decode, the rows of L being distributions again, and
+leaves its inputs as they are. All are differentiable in S, L and floating point arguments. [`StellarPipeline`] has
+them as methods.
+
+A *concept* is one or several tokens of an image: an index, a sequence of indices (of the same tokens in each image),
+or a bool tensor `(B, r)`, such as [`select`] finds, in which an image may have no token at all, and then stays what it
+is. Tokens are numbered from 0. The tokens of a concept are edited together, so that their mixture, which paints its
+inside, is kept. Where a concept arrives, it covers the other tokens. Where it leaves, their maps are renormalized,
+smoothed by the proportion that they have in the whole image.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..evaluation.localization import concept_labels
-from ..localization_stellar import resolve_grid_size
+from ..localization_stellar import region_shares, resolve_grid_size
 from ..loss_stellar import matching_plan
 
 # Of the matching: enough for plans of 24 tokens to be those of a permutation.
@@ -23,252 +37,234 @@ _SMOOTHING = 0.1
 _LEAST_MASS = 1e-6
 
 
-class ConceptEditing:
+def select(
+    localization: Tensor, mask: Tensor, grid_size: tuple[int, int] | None = None, threshold: float = 0.5
+) -> Tensor:
     """
-    Edits of images that are given as sparse tokens S, `(B, r, d)`, and localization L, `(B, N, r)`.
+    The concept that stands at a place: the tokens that have at least `threshold` of their map there.
 
-    Each method takes a batch of S and L and returns S and L to decode, the rows of L being distributions again, and
-    leaves its inputs as they are. All are differentiable in S, L and floating point arguments.
+    Args:
+        localization: L, `(B, N, r)`.
+        mask: The place, bool `(H, W)`, for each image, or `(B, H, W)`; in pixels of any resolution.
+        grid_size: Patches (h, w) with h * w = N; a square without it.
+        threshold: Share of a token's map, in [0.5, 1].
 
-    A *concept* is one or several tokens of an image: an index, a sequence of indices (of the same tokens in each
-    image), or a bool tensor `(B, r)`, such as [`~ConceptEditing.select`] finds, in which an image may have no token
-    at all, and then stays what it is. The tokens of a concept are edited together, so that their mixture, which paints
-    its inside, is kept. Where a concept arrives, it covers the other tokens. Where it leaves, their maps are
-    renormalized, smoothed by the proportion that they have in the whole image.
+    Returns:
+        bool `(B, r)`; without a true value where no token stands mostly there.
+
+    Raises:
+        ValueError: If shapes, the mask's type or the threshold are impossible, or the grid is unknown.
     """
+    mask = torch.as_tensor(mask)
+    if mask.ndim == 2:
+        mask = mask.expand(len(localization), -1, -1)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask is {mask.dtype}, but must be bool: true where the concept stands.")
+    if not 0.5 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, but must be in [0.5, 1]: the most of a token's map.")
+    share = region_shares(localization.detach(), mask.to(localization.device, torch.uint8), 2, grid_size)[:, 1]
+    # The tolerance keeps a share of exactly the threshold, which float32 sums may miss by a rounding error.
+    return share >= threshold - 1e-5
 
-    @staticmethod
-    def select(
-        localization: Tensor, mask: Tensor, grid_size: tuple[int, int] | None = None, threshold: float = 0.5
-    ) -> Tensor:
-        """
-        The concept that stands at a place: the tokens that have at least `threshold` of their map there.
 
-        Args:
-            localization: L, `(B, N, r)`.
-            mask: The place, bool `(H, W)`, for each image, or `(B, H, W)`; in pixels of any resolution.
-            grid_size: Patches (h, w) with h * w = N; a square without it.
-            threshold: Share of a token's map, in [0.5, 1].
+def erase(sparse_tokens: Tensor, localization: Tensor, concept: int | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Takes a concept away. Its place goes to the other tokens.
 
-        Returns:
-            bool `(B, r)`; without a true value where no token stands mostly there.
+    Args:
+        sparse_tokens: S, `(B, r, d)`.
+        localization: L, `(B, N, r)`; rows sum to 1.
+        concept: Index, indices, or bool `(B, r)`.
 
-        Raises:
-            ValueError: If shapes, the mask's type or the threshold are impossible, or the grid is unknown.
-        """
-        if mask.ndim == 2:
-            mask = mask.expand(len(localization), -1, -1)
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask is {mask.dtype}, but must be bool: true where the concept stands.")
-        if not 0.5 <= threshold <= 1:
-            raise ValueError(f"threshold is {threshold}, but must be in [0.5, 1]: the most of a token's map.")
-        mask = mask.to(localization.device, torch.uint8)
-        return concept_labels(localization.detach(), mask, 2, threshold, grid_size) == 1
+    Returns:
+        S as it was, and L, `(B, N, r)`, with maps of the concept that are 0.
 
-    @staticmethod
-    def erase(
-        sparse_tokens: Tensor, localization: Tensor, concept: int | Sequence[int] | Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """
-        Takes a concept away. Its place goes to the other tokens.
+    Raises:
+        ValueError: If shapes do not fit, there is no such token, or the concept has all tokens of an image.
+    """
+    concept = _concept(sparse_tokens, localization, concept)
+    return sparse_tokens, _others(localization, concept, 0.0)
 
-        Args:
-            sparse_tokens: S, `(B, r, d)`.
-            localization: L, `(B, N, r)`; rows sum to 1.
-            concept: Index, indices, or bool `(B, r)`.
 
-        Returns:
-            S as it was, and L, `(B, N, r)`, with maps of the concept that are 0.
+def move(
+    sparse_tokens: Tensor,
+    localization: Tensor,
+    concept: int | Sequence[int] | Tensor,
+    rows: float | Tensor = 0.0,
+    columns: float | Tensor = 0.0,
+    grid_size: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """
+    Moves a concept; what leaves the image is gone.
 
-        Raises:
-            ValueError: If shapes do not fit, there is no such token, or the concept has all tokens of an image.
-        """
-        concept = _concept(sparse_tokens, localization, concept)
-        return sparse_tokens, _others(localization, concept, 0.0)
+    Args:
+        sparse_tokens: S, `(B, r, d)`.
+        localization: L, `(B, N, r)`; rows sum to 1.
+        concept: Index, indices, or bool `(B, r)`.
+        rows: Patches downwards; a number, also a fraction, or one for each image, `(B,)`.
+        columns: Patches to the right; a number, or one for each image, `(B,)`.
+        grid_size: Patches (h, w) with h * w = N; a square without it.
 
-    @staticmethod
-    def move(
-        sparse_tokens: Tensor,
-        localization: Tensor,
-        concept: int | Sequence[int] | Tensor,
-        rows: float | Tensor = 0.0,
-        columns: float | Tensor = 0.0,
-        grid_size: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """
-        Moves a concept; what leaves the image is gone.
+    Returns:
+        S as it was, and L, `(B, N, r)`.
 
-        Args:
-            sparse_tokens: S, `(B, r, d)`.
-            localization: L, `(B, N, r)`; rows sum to 1.
-            concept: Index, indices, or bool `(B, r)`.
-            rows: Patches downwards; a number, also a fraction, or one for each image, `(B,)`.
-            columns: Patches to the right, likewise.
-            grid_size: Patches (h, w) with h * w = N; a square without it.
+    Raises:
+        ValueError: If shapes do not fit, there is no such token, the concept has all tokens of an image, or the
+            grid is unknown.
+    """
+    concept = _concept(sparse_tokens, localization, concept)
+    height, width = resolve_grid_size(localization.shape[1], grid_size)
+    row, column = _cells(localization, height, width)
+    rows, columns = (_per_image(value, name, localization) for value, name in ((rows, "rows"), (columns, "columns")))
+    moved = _sample(localization * concept, row - rows, column - columns, (height, width))
+    return sparse_tokens, _cover(moved, localization, concept)
 
-        Returns:
-            S as it was, and L, `(B, N, r)`.
 
-        Raises:
-            ValueError: If shapes do not fit, there is no such token, the concept has all tokens of an image, or the
-                grid is unknown.
-        """
-        concept = _concept(sparse_tokens, localization, concept)
-        height, width = resolve_grid_size(localization.shape[1], grid_size)
-        row, column = _cells(localization, height, width)
-        rows, columns = (
-            _per_image(value, name, localization) for value, name in ((rows, "rows"), (columns, "columns"))
-        )
-        moved = _sample(localization * concept, row - rows, column - columns, (height, width))
-        return sparse_tokens, _cover(moved, localization, concept)
+def scale(
+    sparse_tokens: Tensor,
+    localization: Tensor,
+    concept: int | Sequence[int] | Tensor,
+    factor: float | Tensor,
+    grid_size: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """
+    Makes a concept larger or smaller about the centre of mass of its maps.
 
-    @staticmethod
-    def scale(
-        sparse_tokens: Tensor,
-        localization: Tensor,
-        concept: int | Sequence[int] | Tensor,
-        factor: float | Tensor,
-        grid_size: tuple[int, int] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """
-        Makes a concept larger or smaller about the centre of mass of its maps.
+    Args:
+        sparse_tokens: S, `(B, r, d)`.
+        localization: L, `(B, N, r)`; rows sum to 1.
+        concept: Index, indices, or bool `(B, r)`.
+        factor: Of height and width, > 0; a number or one for each image, `(B,)`.
+        grid_size: Patches (h, w) with h * w = N; a square without it.
 
-        Args:
-            sparse_tokens: S, `(B, r, d)`.
-            localization: L, `(B, N, r)`; rows sum to 1.
-            concept: Index, indices, or bool `(B, r)`.
-            factor: Of height and width, > 0; a number or one for each image, `(B,)`.
-            grid_size: Patches (h, w) with h * w = N; a square without it.
+    Returns:
+        S as it was, and L, `(B, N, r)`.
 
-        Returns:
-            S as it was, and L, `(B, N, r)`.
+    Raises:
+        ValueError: If shapes do not fit, there is no such token, the concept has all tokens of an image, a factor
+            is not positive, or the grid is unknown.
+    """
+    concept = _concept(sparse_tokens, localization, concept)
+    height, width = resolve_grid_size(localization.shape[1], grid_size)
+    factor = _per_image(factor, "factor", localization)
+    if not (factor > 0).all():
+        raise ValueError(f"factor is {factor.flatten().tolist()}, but must be positive: 2 doubles a side.")
+    maps = localization * concept
+    mass = maps.float().sum(dim=2)
+    total = mass.sum(dim=1, keepdim=True).clamp_min(1e-6)
+    row, column = _cells(localization, height, width)
+    center_row = (mass * row).sum(dim=1, keepdim=True) / total
+    center_column = (mass * column).sum(dim=1, keepdim=True) / total
+    row, column = center_row + (row - center_row) / factor, center_column + (column - center_column) / factor
+    return sparse_tokens, _cover(_sample(maps, row, column, (height, width)), localization, concept)
 
-        Raises:
-            ValueError: If shapes do not fit, there is no such token, the concept has all tokens of an image, a factor
-                is not positive, or the grid is unknown.
-        """
-        concept = _concept(sparse_tokens, localization, concept)
-        height, width = resolve_grid_size(localization.shape[1], grid_size)
-        factor = _per_image(factor, "factor", localization)
-        if not (factor > 0).all():
-            raise ValueError(f"factor is {factor.flatten().tolist()}, but must be positive: 2 doubles a side.")
-        maps = localization * concept
-        mass = maps.float().sum(dim=2)
-        total = mass.sum(dim=1, keepdim=True).clamp_min(1e-6)
-        row, column = _cells(localization, height, width)
-        center_row = (mass * row).sum(dim=1, keepdim=True) / total
-        center_column = (mass * column).sum(dim=1, keepdim=True) / total
-        row, column = center_row + (row - center_row) / factor, center_column + (column - center_column) / factor
-        return sparse_tokens, _cover(_sample(maps, row, column, (height, width)), localization, concept)
 
-    @staticmethod
-    def swap(
-        sparse_tokens: Tensor,
-        localization: Tensor,
-        concept: int | Sequence[int] | Tensor,
-        other_sparse_tokens: Tensor,
-        other_localization: Tensor,
-        other_concept: int | Sequence[int] | Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """
-        Exchanges concepts between images: each leaves its image and comes, with its tokens and its maps, into the
-        other one.
+def swap(
+    sparse_tokens: Tensor,
+    localization: Tensor,
+    concept: int | Sequence[int] | Tensor,
+    other_sparse_tokens: Tensor,
+    other_localization: Tensor,
+    other_concept: int | Sequence[int] | Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """
+    Exchanges concepts between images: each leaves its image and comes, with its tokens and its maps, into the
+    other one.
 
-        Concepts may have different numbers of tokens: both results have the tokens of both images, with maps that are
-        0 for those which are not there. A concept comes to where it was in its own image; [`~ConceptEditing.move`] and
-        [`~ConceptEditing.scale`] bring it elsewhere.
+    Concepts may have different numbers of tokens: both results have the tokens of both images, with maps that are
+    0 for those which are not there. A concept comes to where it was in its own image; [`move`] and
+    [`scale`] bring it elsewhere.
 
-        Args:
-            sparse_tokens: S of the images, `(B, r, d)`.
-            localization: L of the images, `(B, N, r)`; rows sum to 1.
-            concept: Index, indices, or bool `(B, r)`.
-            other_sparse_tokens: S of the other images, `(B, s, d)`.
-            other_localization: L of the other images, `(B, N, s)`, over the same grid.
-            other_concept: Index, indices, or bool `(B, s)`.
+    Args:
+        sparse_tokens: S of the images, `(B, r, d)`.
+        localization: L of the images, `(B, N, r)`; rows sum to 1.
+        concept: Index, indices, or bool `(B, r)`.
+        other_sparse_tokens: S of the other images, `(B, s, d)`.
+        other_localization: L of the other images, `(B, N, s)`, over the same grid.
+        other_concept: Index, indices, or bool `(B, s)`.
 
-        Returns:
-            S, `(B, r + s, d)`, and L, `(B, N, r + s)`, of the images with the other concept; then S, `(B, s + r, d)`,
-            and L, `(B, N, s + r)`, of the other images with the concept.
+    Returns:
+        S, `(B, r + s, d)`, and L, `(B, N, r + s)`, of the images with the other concept; then S, `(B, s + r, d)`,
+        and L, `(B, N, s + r)`, of the other images with the concept.
 
-        Raises:
-            ValueError: If shapes do not fit, there is no such token, or a concept has all tokens of an image.
-        """
-        concept = _concept(sparse_tokens, localization, concept)
-        other_concept = _concept(other_sparse_tokens, other_localization, other_concept)
-        _check_same(localization.shape[:2], other_localization.shape[:2], "images and patches of localization")
-        _check_same(sparse_tokens.shape[2:], other_sparse_tokens.shape[2:], "channels of sparse_tokens")
-        arriving, leaving = other_localization * other_concept, localization * concept
-        return (
-            torch.cat([sparse_tokens, other_sparse_tokens], dim=1),
-            torch.cat([_others(localization, concept, arriving.sum(dim=2, keepdim=True)), arriving], dim=2),
-            torch.cat([other_sparse_tokens, sparse_tokens], dim=1),
-            torch.cat([_others(other_localization, other_concept, leaving.sum(dim=2, keepdim=True)), leaving], dim=2),
-        )
+    Raises:
+        ValueError: If shapes do not fit, there is no such token, or a concept has all tokens of an image.
+    """
+    concept = _concept(sparse_tokens, localization, concept)
+    other_concept = _concept(other_sparse_tokens, other_localization, other_concept)
+    _check_same(localization.shape[:2], other_localization.shape[:2], "images and patches of localization")
+    _check_same(sparse_tokens.shape[2:], other_sparse_tokens.shape[2:], "channels of sparse_tokens")
+    arriving, leaving = other_localization * other_concept, localization * concept
+    return (
+        torch.cat([sparse_tokens, other_sparse_tokens], dim=1),
+        torch.cat([_others(localization, concept, arriving.sum(dim=2, keepdim=True)), arriving], dim=2),
+        torch.cat([other_sparse_tokens, sparse_tokens], dim=1),
+        torch.cat([_others(other_localization, other_concept, leaving.sum(dim=2, keepdim=True)), leaving], dim=2),
+    )
 
-    @staticmethod
-    def interpolate(
-        sparse_tokens: Tensor,
-        localization: Tensor,
-        other_sparse_tokens: Tensor,
-        other_localization: Tensor,
-        weight: float | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """
-        Images between images: each token and its map go in a straight line to the token, and its map, that it is
-        matched to, one to one, by optimal transport.
 
-        Args:
-            sparse_tokens: S of the images at weight 0, `(B, r, d)`.
-            localization: L of the images at weight 0, `(B, N, r)`; rows sum to 1.
-            other_sparse_tokens: S of the images at weight 1, `(B, r, d)`.
-            other_localization: L of the images at weight 1, `(B, N, r)`, over the same grid.
-            weight: In [0, 1]; a number or one for each image, `(B,)`.
+def interpolate(
+    sparse_tokens: Tensor,
+    localization: Tensor,
+    other_sparse_tokens: Tensor,
+    other_localization: Tensor,
+    weight: float | Tensor,
+) -> tuple[Tensor, Tensor]:
+    """
+    Images between images: each token and its map go in a straight line to the token, and its map, that it is
+    matched to, one to one, by optimal transport.
 
-        Returns:
-            S, `(B, r, d)`, and L, `(B, N, r)`; at weight 1, those of the other image in the order of the matching.
+    Args:
+        sparse_tokens: S of the images at weight 0, `(B, r, d)`.
+        localization: L of the images at weight 0, `(B, N, r)`; rows sum to 1.
+        other_sparse_tokens: S of the images at weight 1, `(B, r, d)`.
+        other_localization: L of the images at weight 1, `(B, N, r)`, over the same grid.
+        weight: In [0, 1]; a number or one for each image, `(B,)`.
 
-        Raises:
-            ValueError: If shapes do not fit or a weight is not in [0, 1].
-        """
-        _check_factors(sparse_tokens, localization)
-        _check_factors(other_sparse_tokens, other_localization)
-        _check_same(sparse_tokens.shape, other_sparse_tokens.shape, "shapes of sparse_tokens")
-        _check_same(localization.shape, other_localization.shape, "shapes of localization")
-        weight = _per_image(weight, "weight", localization)
-        if not ((weight >= 0) & (weight <= 1)).all():
-            raise ValueError(
-                f"weight is {weight.flatten().tolist()}, but must be in [0, 1], from image to other image."
-            )
-        weight = weight.unsqueeze(2).to(localization.dtype)
-        match = _match_one_to_one(sparse_tokens, other_sparse_tokens)
-        other_tokens = torch.take_along_dim(other_sparse_tokens, match.unsqueeze(2), dim=1)
-        other_maps = torch.take_along_dim(other_localization, match.unsqueeze(1), dim=2)
-        return (
-            (1 - weight) * sparse_tokens + weight * other_tokens,
-            (1 - weight) * localization + weight * other_maps,
-        )
+    Returns:
+        S, `(B, r, d)`, and L, `(B, N, r)`; at weight 1, those of the other image in the order of the matching.
 
-    @staticmethod
-    def transfer(sparse_tokens: Tensor, localization: Tensor, other_sparse_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Paints images with the tokens of others: what is there becomes that of the other image, where it is stays. Each
-        token gives way to the one that it is matched to, one to one, by optimal transport.
+    Raises:
+        ValueError: If shapes do not fit or a weight is not in [0, 1].
+    """
+    _check_factors(sparse_tokens, localization)
+    _check_factors(other_sparse_tokens, other_localization)
+    _check_same(sparse_tokens.shape, other_sparse_tokens.shape, "shapes of sparse_tokens")
+    _check_same(localization.shape, other_localization.shape, "shapes of localization")
+    weight = _per_image(weight, "weight", localization)
+    if not ((weight >= 0) & (weight <= 1)).all():
+        raise ValueError(f"weight is {weight.flatten().tolist()}, but must be in [0, 1], from image to other image.")
+    weight = weight.unsqueeze(2).to(localization.dtype)
+    match = _match_one_to_one(sparse_tokens, other_sparse_tokens)
+    other_tokens = torch.take_along_dim(other_sparse_tokens, match.unsqueeze(2), dim=1)
+    other_maps = torch.take_along_dim(other_localization, match.unsqueeze(1), dim=2)
+    return (
+        (1 - weight) * sparse_tokens + weight * other_tokens,
+        (1 - weight) * localization + weight * other_maps,
+    )
 
-        Args:
-            sparse_tokens: S, `(B, r, d)`.
-            localization: L, `(B, N, r)`.
-            other_sparse_tokens: S of the images whose tokens are taken, `(B, r, d)`.
 
-        Returns:
-            The other S, `(B, r, d)`, in the order of the matching, and L as it was.
+def transfer(sparse_tokens: Tensor, localization: Tensor, other_sparse_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Paints images with the tokens of others: what is there becomes that of the other image, where it is stays. Each
+    token gives way to the one that it is matched to, one to one, by optimal transport.
 
-        Raises:
-            ValueError: If shapes do not fit.
-        """
-        _check_factors(sparse_tokens, localization)
-        _check_same(sparse_tokens.shape, other_sparse_tokens.shape, "shapes of sparse_tokens")
-        match = _match_one_to_one(sparse_tokens, other_sparse_tokens)
-        return torch.take_along_dim(other_sparse_tokens, match.unsqueeze(2), dim=1), localization
+    Args:
+        sparse_tokens: S, `(B, r, d)`.
+        localization: L, `(B, N, r)`.
+        other_sparse_tokens: S of the images whose tokens are taken, `(B, r, d)`.
+
+    Returns:
+        The other S, `(B, r, d)`, in the order of the matching, and L as it was.
+
+    Raises:
+        ValueError: If shapes do not fit.
+    """
+    _check_factors(sparse_tokens, localization)
+    _check_floats("other_sparse_tokens", other_sparse_tokens)
+    _check_same(sparse_tokens.shape, other_sparse_tokens.shape, "shapes of sparse_tokens")
+    match = _match_one_to_one(sparse_tokens, other_sparse_tokens)
+    return torch.take_along_dim(other_sparse_tokens, match.unsqueeze(2), dim=1), localization
 
 
 # Maps ----------------------------------------------------------------------------------------------------------------
@@ -316,18 +312,12 @@ def _sample(maps: Tensor, row: Tensor, column: Tensor, grid_size: tuple[int, int
 
 @torch.no_grad()
 def _match_one_to_one(tokens: Tensor, others: Tensor) -> Tensor:
-    """Permutation (B, r) int64 into the others: the largest entries of the transport plan, one in a row and column."""
-    plan = matching_plan(tokens, others, num_iterations=_MATCHING_ITERATIONS)
-    num_tokens = plan.shape[1]
-    match = torch.empty(plan.shape[:2], dtype=torch.long, device=plan.device)
-    images = torch.arange(len(plan), device=plan.device)
-    for _ in range(num_tokens):
-        largest = plan.flatten(1).argmax(dim=1)
-        token, other = largest // num_tokens, largest % num_tokens
-        match[images, token] = other
-        plan[images, token] = -1
-        plan[images, :, other] = -1
-    return match
+    """Permutation (B, r) int64 into the others: the one on which the transport plan has the most mass."""
+    from scipy.optimize import linear_sum_assignment
+
+    plans = matching_plan(tokens, others, num_iterations=_MATCHING_ITERATIONS).cpu().numpy()
+    matches = [linear_sum_assignment(plan, maximize=True)[1] for plan in plans]
+    return torch.tensor(np.stack(matches), device=tokens.device)
 
 
 # Checks --------------------------------------------------------------------------------------------------------------
@@ -337,7 +327,7 @@ def _concept(sparse_tokens: Tensor, localization: Tensor, concept: int | Sequenc
     """The concept as bool (B, 1, r)."""
     _check_factors(sparse_tokens, localization)
     batch_size, num_tokens = sparse_tokens.shape[:2]
-    concept = torch.as_tensor(concept, device=localization.device)
+    concept = _as_tensor(concept, "concept", localization)
     if concept.dtype == torch.bool:
         if concept.shape != (batch_size, num_tokens):
             raise ValueError(
@@ -346,9 +336,9 @@ def _concept(sparse_tokens: Tensor, localization: Tensor, concept: int | Sequenc
             )
         chosen = concept
     else:
-        indices = concept.long().flatten().tolist()
-        if not all(0 <= index < num_tokens for index in indices):
-            raise ValueError(f"concept is {indices}, but tokens have indices from 0 to {num_tokens - 1}.")
+        indices = concept.flatten().tolist()
+        if not all(isinstance(index, int) and 0 <= index < num_tokens for index in indices):
+            raise ValueError(f"concept is {indices}, but tokens have whole numbers from 0 to {num_tokens - 1}.")
         chosen = torch.zeros(batch_size, num_tokens, dtype=torch.bool, device=localization.device)
         chosen[:, indices] = True
     if chosen.all(dim=1).any():
@@ -359,6 +349,8 @@ def _concept(sparse_tokens: Tensor, localization: Tensor, concept: int | Sequenc
 
 
 def _check_factors(sparse_tokens: Tensor, localization: Tensor) -> None:
+    _check_floats("sparse_tokens", sparse_tokens)
+    _check_floats("localization", localization)
     if not (
         sparse_tokens.ndim == localization.ndim == 3
         and sparse_tokens.shape[:2] == (len(localization), localization.shape[2])
@@ -369,6 +361,12 @@ def _check_factors(sparse_tokens: Tensor, localization: Tensor) -> None:
         )
 
 
+def _check_floats(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} is {what}, but must be a floating point tensor.")
+
+
 def _check_same(first: tuple[int, ...], second: tuple[int, ...], what: str) -> None:
     if first != second:
         raise ValueError(f"{what} are {tuple(first)} here and {tuple(second)} there, but must be the same.")
@@ -376,10 +374,22 @@ def _check_same(first: tuple[int, ...], second: tuple[int, ...], what: str) -> N
 
 def _per_image(value: float | Tensor, name: str, localization: Tensor) -> Tensor:
     """A number for each image, (B, 1) float32."""
-    numbers = torch.as_tensor(value, device=localization.device).float()
+    numbers = _as_tensor(value, name, localization).float()
     if numbers.shape not in ((), (len(localization),)):
         raise ValueError(
             f"{name} has shape {tuple(numbers.shape)}, but must be a number, or one for each of {len(localization)} "
             "images."
         )
+    if not numbers.isfinite().all():
+        raise ValueError(f"{name} is {numbers.tolist()}, but must be finite.")
     return numbers.expand(len(localization)).unsqueeze(1)
+
+
+def _as_tensor(value: Any, name: str, localization: Tensor) -> Tensor:
+    try:
+        return torch.as_tensor(value, device=localization.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is {value!r}, but must be a number, numbers or a tensor.") from error
+
+
+__all__ = ["erase", "interpolate", "move", "scale", "select", "swap", "transfer"]

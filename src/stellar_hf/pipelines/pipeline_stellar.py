@@ -16,8 +16,8 @@ from torch import Tensor
 from ..image_processing_pil_stellar import StellarImageProcessorMixin
 from ..localization_stellar import resolve_grid_size
 from ..modeling_stellar import StellarForImageReconstruction
+from . import editing
 from .decoding import StellarDecodingPipeline, call_component, is_positive, resize
-from .editing import ConceptEditing
 from .maskgit_vq_model import MaskGitVQModel
 
 # Share of what Z lost that each further step of decoding adds. All of it gives less: the decoder then sees a Z too far
@@ -25,7 +25,7 @@ from .maskgit_vq_model import MaskGitVQModel
 _CORRECTION = 0.5
 
 
-class StellarPipeline(ConceptEditing, StellarDecodingPipeline):
+class StellarPipeline(StellarDecodingPipeline):
     """
     Images from a few sparse tokens S (what) and a localization matrix L (where), and S and L from images.
 
@@ -35,7 +35,7 @@ class StellarPipeline(ConceptEditing, StellarDecodingPipeline):
     more patches.
 
     Between both, S and L are plain tensors: `move`, `scale`, `erase`, `swap`, `interpolate` and `transfer` edit them
-    ([`ConceptEditing`]), and [`StellarTokenPriorPipeline`] draws them from noise.
+    ([`stellar_hf.pipelines.editing`]), and [`StellarTokenPriorPipeline`] draws them from noise.
 
     `from_pretrained` takes a folder or owner/name on the Hub. `DiffusionPipeline.from_pretrained` finds classes of
     Diffusers only; of a folder it makes this pipeline if it is told to read the `pipeline.py` that `save_pretrained`
@@ -75,6 +75,14 @@ class StellarPipeline(ConceptEditing, StellarDecodingPipeline):
 
     model_cpu_offload_seq = "model->vq_model"  # type: ignore[assignment]
     _optional_components = ["vq_model"]
+
+    select = staticmethod(editing.select)
+    erase = staticmethod(editing.erase)
+    move = staticmethod(editing.move)
+    scale = staticmethod(editing.scale)
+    swap = staticmethod(editing.swap)
+    interpolate = staticmethod(editing.interpolate)
+    transfer = staticmethod(editing.transfer)
 
     def __init__(
         self,
