@@ -12,11 +12,9 @@ import torch
 from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packaging.version import Version
 from PIL import Image
 from torch.nn import functional as F
 from transformers import ImageSegmentationPipeline
-from transformers import __version__ as transformers_version
 from transformers.utils import ModelOutput
 
 from stellar_hf import StellarImageProcessor, StellarImageProcessorPil
@@ -40,9 +38,6 @@ BACKENDS = [
     pytest.param(StellarImageProcessor, id="torchvision", marks=NEEDS_TORCHVISION),
 ]
 every_backend = pytest.mark.parametrize("processor_class", BACKENDS)
-converts_arrays = pytest.mark.skipif(
-    Version(transformers_version) < Version("5.21"), reason="Transformers converts such arrays since 5.21"
-)
 
 
 def photo(height: int, width: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
@@ -113,7 +108,6 @@ def test_backends_agree_on_pil_modes(mode):
 
 
 @NEEDS_TORCHVISION
-@converts_arrays
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_backends_agree_on_arrays_of_one_or_four_channels(mode, channels_first):
@@ -159,7 +153,6 @@ def test_arrays_equal_pil_input(processor, as_array, channels_first):
     np.testing.assert_array_equal(processor(as_array(array)).pixel_values[0], processor(image).pixel_values[0])
 
 
-@converts_arrays
 @pytest.mark.parametrize("shape", [(40, 60, 1), (1, 40, 60), (40, 60, 4), (4, 40, 60)])
 def test_arrays_of_one_or_four_channels_become_rgb(processor, shape):
     array = np.full(shape, 255, dtype=np.uint8)

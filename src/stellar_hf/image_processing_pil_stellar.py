@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers.image_processing_backends import PilBackend
@@ -22,15 +23,95 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     ChannelDimension,
     PILImageResampling,
+    infer_channel_dimension_format,
 )
+from transformers.processing_utils import ImagesKwargs
 from transformers.utils import ModelOutput
 
 from .localization_stellar import resolve_grid_size
 
+WHITE = (255, 255, 255)
+
+
+def to_rgb(image: Image.Image, background: Sequence[int] = WHITE) -> Image.Image:
+    """
+    An image of any mode as 8-bit RGB: the one conversion that image processors, training and pipelines share.
+
+    16-bit gray is scaled to 8 bits. Mode `I`, of 32 bits, is taken for 8-bit gray if no value is above 255, and for
+    16-bit gray otherwise. Transparent pixels, of an alpha channel or a palette, are composited on the background. The
+    orientation in EXIF is not applied.
+
+    Args:
+        image: PIL image of any mode but `F`.
+        background: Red, green and blue behind transparent pixels, integers in [0, 255].
+
+    Returns:
+        A new image of mode `RGB` and the same size.
+
+    Raises:
+        ValueError: If the image is none or holds floating-point pixels or integers of more than 16 bits, whose range
+            is not known, or the background is no colour.
+    """
+    _check_image_and_background(image, background)
+    if image.mode == "F":
+        raise ValueError(
+            "The image has floating-point pixels, whose range is not known: convert it to 8 bits a channel."
+        )
+    if image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "La":  # premultiplied; Pillow converts it to LA alone
+        image = image.convert("LA")
+    canvas = Image.new("RGBA", image.size, (*background, 255))
+    canvas.alpha_composite(image.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+def _check_image_and_background(image: Image.Image, background: Sequence[int]) -> None:
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"The image is a {type(image).__name__}, but a PIL image is expected.")
+    is_color = isinstance(background, (tuple, list)) and len(background) == 3
+    if not is_color or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
+        raise ValueError(
+            f"background is {background!r}, but red, green and blue are expected, three integers in [0, 255]."
+        )
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Gray of 16 or 32 bits as mode `L`, or `LA` if one of its values stands for transparency."""
+    values = np.asarray(image)
+    low, high = values.min(initial=0), values.max(initial=0)
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"The image has pixels from {low} to {high}, but gray of 8 bits, up to 255, or of 16, up to 65535, is "
+            "expected: convert it."
+        )
+    is_8_bits = image.mode == "I" and high <= 255
+    gray = Image.fromarray((values if is_8_bits else values // 257).astype(np.uint8))
+    transparency = image.info.get("transparency")
+    if isinstance(transparency, int):
+        gray.putalpha(Image.fromarray(np.where(values == transparency, 0, 255).astype(np.uint8)))
+    return gray
+
+
+class StellarImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    What a call of the processors takes besides the settings of every image processor.
+
+    Attributes:
+        background: Red, green and blue behind transparent pixels, integers in [0, 255].
+    """
+
+    background: list[int] | tuple[int, int, int] | None
+
 
 class StellarImageProcessorMixin:
-    """What the processors of all backends share: the default settings, and outputs in the original image's frame."""
+    """What the processors of all backends share: the default settings, the conversion to RGB, and outputs in the
+    original image's frame."""
 
+    valid_kwargs = StellarImageProcessorKwargs
+    background = list(WHITE)
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -42,6 +123,37 @@ class StellarImageProcessorMixin:
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def process_image(
+        self,
+        image: Image.Image | np.ndarray | Tensor,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        background: Sequence[int] | None = None,
+        **kwargs,
+    ) -> np.ndarray | Tensor:
+        """
+        Brings one image into the backend's form, channels first; with `do_convert_rgb` by [`to_rgb`].
+
+        Args:
+            image: PIL image, array or tensor.
+            do_convert_rgb: Whether PIL images, and arrays of 1 or 4 channels of uint8, become RGB.
+            input_data_format: Place of the channels in arrays; found by their number where it is `None`.
+            background: Red, green and blue behind transparent pixels; white where it is `None`.
+            **kwargs: Of the backend.
+
+        Returns:
+            Array or tensor of shape (C, H, W).
+        """
+        if do_convert_rgb:
+            background = WHITE if background is None else background
+            if isinstance(image, Image.Image):
+                image, input_data_format = to_rgb(image, background), None
+            elif image.ndim == 3 and str(image.dtype).endswith("uint8"):
+                image, input_data_format = _array_to_rgb(image, input_data_format, background)
+        return super().process_image(  # type: ignore[misc]
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
 
     def post_process_localization(
         self, outputs: ModelOutput, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
@@ -178,15 +290,29 @@ class StellarImageProcessorMixin:
         )
 
 
-class StellarImageProcessorPil(StellarImageProcessorMixin, PilBackend):
+class StellarImageProcessorPil(StellarImageProcessorMixin, PilBackend):  # type: ignore[misc]
     """Prepares images for STELLAR: shortest edge to 256 (bicubic, antialiased), centre crop 224, ImageNet statistics.
 
-    Takes PIL images of any mode, NumPy arrays or torch tensors with values in [0, 255], one or a list of any sizes,
-    channels first or last, and returns `pixel_values` of shape (B, 3, 224, 224), float32. Arrays need a channel axis,
-    of 3 channels before Transformers 5.21, of 1, 3 or 4 since; transparency becomes white since then, and was dropped
-    before. EXIF orientation is not applied. Settings are saved under the name `StellarImageProcessor`, which all
-    backends share.
+    Takes PIL images of any mode but `F`, NumPy arrays or torch tensors with values in [0, 255], one or a list of any
+    sizes, channels first or last, and returns `pixel_values` of shape (B, 3, 224, 224), float32. Arrays need a channel
+    axis; those of uint8 have 1, 3 or 4 channels. Gray of 16 bits is scaled to 8; transparency is composited on
+    `background`, a setting that is saved, white by default ([`to_rgb`]). EXIF orientation is not applied. Settings are
+    saved under the name `StellarImageProcessor`, which all backends share.
     """
+
+
+def _array_to_rgb(
+    array: np.ndarray | Tensor, channels: str | ChannelDimension | None, background: Sequence[int]
+) -> tuple[np.ndarray | Tensor, ChannelDimension]:
+    """A uint8 array of 1, 3 or 4 channels with 3, on its device, and where they are; those of 3 stay as they are."""
+    channels = ChannelDimension(channels or infer_channel_dimension_format(array, (1, 3, 4)))  # type: ignore[arg-type]
+    axis = 0 if channels == ChannelDimension.FIRST else 2
+    if array.shape[axis] not in (1, 4):
+        return array, channels
+    pixels = np.moveaxis(array.cpu().numpy() if isinstance(array, Tensor) else array, axis, 2)
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
+    rgb = np.moveaxis(np.array(to_rgb(image, background)), 2, 0)
+    return (torch.from_numpy(rgb).to(array.device) if isinstance(array, Tensor) else rgb), ChannelDimension.FIRST
 
 
 def _localization_on_grid(outputs: ModelOutput) -> Tensor:
@@ -234,4 +360,4 @@ def _pixel_positions_in_crop(original: int, resized: int, crop: int) -> Tensor:
     return ((centres - offset) / crop * 2 - 1).float()
 
 
-__all__ = ["StellarImageProcessorMixin", "StellarImageProcessorPil"]
+__all__ = ["StellarImageProcessorKwargs", "StellarImageProcessorMixin", "StellarImageProcessorPil", "to_rgb"]

@@ -20,13 +20,12 @@ from .image_processing_pil_stellar import StellarImageProcessorMixin
 _REFERENCE = "image_processing_stellar.StellarImageProcessor"
 
 
-class StellarImageProcessor(StellarImageProcessorMixin, TorchvisionBackend):
+class StellarImageProcessor(StellarImageProcessorMixin, TorchvisionBackend):  # type: ignore[misc]
     """Prepares images for STELLAR as `StellarImageProcessorPil` does, on torch tensors, also on an accelerator.
 
-    Takes the same inputs. From 8-bit images it makes the same `pixel_values`, up to one of the 255 levels of a pixel,
-    but for arrays with partial transparency, which Transformers rounds otherwise here (up to three levels). Images of
-    equal size are processed together, on the device that a call names with `device`. Each backend loads what the
-    other saved.
+    Takes the same inputs. From 8-bit images it makes the same `pixel_values`, up to one of the 255 levels of a pixel.
+    Images of equal size are processed together, on the device that a call names with `device`. Each backend loads
+    what the other saved.
 
     Raises:
         ImportError: If torchvision is not installed.

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import os
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..image_processing_pil_stellar import WHITE, to_rgb
 from .views import StellarViews
+
+# Names of Pillow's formats. Others describe drawings, which programs such as Ghostscript would have to run.
+_RASTER_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TIFF", "WEBP")
 
 # Longer sides than this many times the decode size are reduced as well: one panorama would pad a whole batch.
 _MAX_ELONGATION = 3
@@ -34,11 +39,13 @@ class StellarCollator:
         decode_size: Short sides above it are reduced to it, in pixels; `None` leaves all sizes as they are.
         views: If given, the views are made here, in the worker. Their random draws come from torch's global
             generator, which a DataLoader seeds differently in each of its workers.
+        background: Red, green and blue behind transparent pixels, integers in [0, 255].
     """
 
     image_column: str = "image"
     decode_size: int | None = None
     views: StellarViews | None = None
+    background: Sequence[int] = WHITE
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Makes one batch; images of different sizes may stand side by side.
@@ -76,7 +83,7 @@ class StellarCollator:
         unreadable = []
         for index, image in enumerate(images):
             try:
-                tensors.append(_image_to_tensor(image, index, self.decode_size))
+                tensors.append(_image_to_tensor(image, index, self.decode_size, self.background))
             except ValueError as error:
                 tensors.append(None)
                 unreadable.append(str(error))
@@ -99,56 +106,106 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return canvas, sizes
 
 
-def images_to_tensor(images: Sequence[Any], decode_size: int | None = None) -> list[Tensor]:
-    """Reads images as RGB, upright according to their EXIF orientation.
+def images_to_tensor(
+    images: Sequence[Any], decode_size: int | None = None, background: Sequence[int] = WHITE
+) -> list[Tensor]:
+    """Reads images as [`read_image`] does.
 
     Args:
-        images: PIL images of any integer mode, uint8 arrays of shape (H, W) or (H, W, C) with 1, 3 or 4 channels, or
-            undecoded images of a dataset (dictionaries with `bytes` or `path`). 16-bit gray becomes 8-bit.
+        images: Files, undecoded images of a dataset, PIL images or arrays.
         decode_size: Short sides above it are reduced to it, in pixels, antialiased.
+        background: Red, green and blue behind transparent pixels, integers in [0, 255].
 
     Returns:
         One uint8 tensor of shape (3, H, W) for each image.
 
     Raises:
-        ValueError: If an image cannot be decoded or is of another type; names its file, or its place in the batch.
+        ValueError: If an image cannot be read or is of another type; names its file, or its place in the batch.
     """
-    return [_image_to_tensor(image, index, decode_size) for index, image in enumerate(images)]
+    return [_image_to_tensor(image, index, decode_size, background) for index, image in enumerate(images)]
 
 
-def _image_to_tensor(image: Any, index: int, decode_size: int | None) -> Tensor:
-    name = f"Image {index} of the batch"
-    if isinstance(image, Mapping) and (image.get("bytes") or image.get("path")):
-        name = image.get("path") or name
-        image = _decode(lambda: _open(image.get("bytes") or Path(image["path"]).read_bytes(), decode_size), name)
-    elif isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
-        image = _array_to_image(image, name)
-    elif isinstance(image, Image.Image):
-        name = getattr(image, "filename", None) or name
-    else:
-        raise ValueError(
-            f"{name} is {_describe(image)}, but a PIL image, or a uint8 array of shape (height, width, channels), is "
-            "expected."
-        )
-    if image.mode.startswith("F"):
-        raise ValueError(
-            f"{name} has floating-point pixels, whose range is not known: convert it to 8 bits a channel."
-        )
-    rgb = _decode(lambda: _to_rgb(image, decode_size), name)
+def _image_to_tensor(image: Any, index: int, decode_size: int | None, background: Sequence[int]) -> Tensor:
+    rgb = read_image(image, decode_size, background, name=f"Image {index} of the batch")
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
 
+def read_image(
+    image: Any, decode_size: int | None = None, background: Sequence[int] = WHITE, name: str = "The image"
+) -> Image.Image:
+    """Reads an image of any kind as RGB, upright according to its EXIF orientation.
+
+    Args:
+        image: Path of a file; an undecoded image of a dataset, a mapping with `bytes` or `path`; a PIL image; or a
+            uint8 array of shape (H, W) or (H, W, C) with 1, 3 or 4 channels. Gray of 16 bits is scaled to 8. Files of
+            raster formats only are opened.
+        decode_size: A short side above it is reduced to it, in pixels, antialiased.
+        background: Red, green and blue behind transparent pixels, integers in [0, 255].
+        name: What errors call an image that has no file.
+
+    Returns:
+        A new image of mode `RGB`.
+
+    Raises:
+        ValueError: If the image cannot be read or is of another type; names its file, or `name`.
+    """
+    file = _file_of(image)
+    name = os.fspath(file) if file else name
+    try:
+        image = _opened(image, file, decode_size)
+        return _reduced(to_rgb(ImageOps.exif_transpose(image), background), decode_size)
+    except UnidentifiedImageError as error:  # its own message shows a Python object in place of the file
+        raise ValueError(f"{name} cannot be read: unknown format.") from error
+    except Exception as error:  # decoders of broken files raise errors of any kind
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise ValueError(f"{name} cannot be read: {reason}.") from error
+
+
+def _file_of(image: Any) -> str | os.PathLike | None:
+    if isinstance(image, (str, os.PathLike)):
+        return image
+    return (image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", None)) or None
+
+
+def _opened(image: Any, file: str | os.PathLike | None, decode_size: int | None) -> Image.Image:
+    if isinstance(image, (str, os.PathLike)):
+        return _open(_bytes_of(image), decode_size)
+    if isinstance(image, Mapping) and (file or image.get("bytes") is not None):
+        return _open(image["bytes"] if image.get("bytes") is not None else _bytes_of(file), decode_size)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        return _array_to_image(image)
+    if isinstance(image, Image.Image):
+        return image
+    raise ValueError(
+        f"it is {_describe(image)}, but a file, a PIL image, or a uint8 array of shape (height, width, channels), is "
+        "expected"
+    )
+
+
+def _bytes_of(file: Any) -> bytes:
+    """Of a local file, or of one that Datasets gives a URL of."""
+    if "://" in str(file):
+        import fsspec
+
+        with fsspec.open(file) as stream:
+            return stream.read()
+    if not stat.S_ISREG(os.stat(file).st_mode):
+        raise ValueError("it is no regular file")  # reading a pipe would wait forever
+    with open(file, "rb") as stream:
+        return stream.read()
+
+
 def _open(data: bytes, decode_size: int | None) -> Image.Image:
-    image = Image.open(io.BytesIO(data))
+    if not data:
+        raise ValueError("it is empty")
+    Image.init()
+    image = Image.open(io.BytesIO(data), formats=[name for name in _RASTER_FORMATS if name in Image.OPEN])
     if decode_size is not None:
         image.draft("RGB", (decode_size, decode_size))  # a JPEG is then decoded at a fraction of its size
     return image
 
 
-def _to_rgb(image: Image.Image, decode_size: int | None) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    image = ImageOps.exif_transpose(image).convert("RGB")
+def _reduced(image: Image.Image, decode_size: int | None) -> Image.Image:
     if decode_size is None:
         return image
     scale = min(decode_size / min(image.size), _MAX_ELONGATION * decode_size / max(image.size))
@@ -158,20 +215,11 @@ def _to_rgb(image: Image.Image, decode_size: int | None) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
 
 
-def _array_to_image(array: np.ndarray, name: str) -> Image.Image:
+def _array_to_image(array: np.ndarray) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
     if channels not in (1, 3, 4) or 0 in array.shape:
-        raise ValueError(f"{name} has the shape {array.shape}, but (height, width, 1, 3 or 4 channels) is expected.")
+        raise ValueError(f"it has the shape {array.shape}, but (height, width, 1, 3 or 4 channels) is expected")
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
-
-
-def _decode(read: Callable[[], Image.Image], name: str) -> Image.Image:
-    try:
-        return read()
-    except UnidentifiedImageError as error:  # its own message shows a Python object in place of the file
-        raise ValueError(f"{name} cannot be read: unknown format.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be read: {error}.") from error
 
 
 def _describe(value: Any) -> str:

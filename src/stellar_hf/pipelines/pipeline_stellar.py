@@ -101,7 +101,8 @@ class StellarPipeline(StellarDecodingPipeline):
         Args:
             image: One or a list of PIL images, arrays (H, W, 3) or tensors (3, H, W), of any sizes; or an array
                 (B, H, W, 3) or a tensor (B, 3, H, W). Arrays and tensors are uint8, or floating point in [0, 1].
-                Gray and transparency are treated as by the image processor; EXIF orientation is not applied.
+                Gray of 16 bits, and transparency, which is composited on the image processor's `background`, are
+                treated as by the image processor; EXIF orientation is not applied.
             grid_size: Patches (h, w) that the images get, `(h * patch_size, w * patch_size)` pixels; by default a
                 square of the model's `image_size`.
 
