@@ -272,3 +272,13 @@ def test_segmentation_pipeline(build, image):
     assert set(masks) == {f"class {i}" for i in np.unique(classes)}
     for i in np.unique(classes):
         assert (masks[f"class {i}"] != (classes == i)).mean() < 0.01
+
+
+@pytest.mark.parametrize("size", [(30, 90), (90, 30), (32, 32)])
+def test_segmentation_pipeline_gives_every_pixel_a_class_where_the_processor_crops(build, size):
+    model = build(StellarForSemanticSegmentation, id2label={i: f"class {i}" for i in range(5)})
+    segment = pipeline("image-segmentation", model=model, image_processor=processor())
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    masks = np.stack([np.asarray(entry["mask"]) // 255 for entry in segment(Image.fromarray(noise))])
+    assert masks.shape[1:] == size
+    assert (masks.sum(0) == 1).all()

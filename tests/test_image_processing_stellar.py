@@ -4,7 +4,6 @@
 
 import json
 import logging
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional as F
-from transformers import ImageSegmentationPipeline
 from transformers.utils import ModelOutput
 
 from stellar_hf import StellarImageProcessor, StellarImageProcessorPil
@@ -333,10 +331,8 @@ def test_class_maps_lie_in_the_place_of_the_crop(processor_class):
     picture[20:, 36:] = 1
     white = (picture * 255).to(torch.uint8).expand(3, -1, -1)
     seen = processor(white, do_normalize=False, return_tensors="pt").pixel_values[0, 0]
-    with pytest.warns(UserWarning, match="gets label 255"):
-        (classes,) = processor.post_process_semantic_segmentation(
-            class_output((seen > 0.5).long()[None], num_labels=2), [(48, 80)]
-        )
+    outputs = class_output((seen > 0.5).long()[None], num_labels=2)
+    (classes,) = processor.post_process_semantic_segmentation(outputs, [(48, 80)], ignore_index=255)
     assert classes.dtype == torch.int64
     expected = torch.full((48, 80), 255)
     # The crop keeps rows 4..28 of 32 and columns 14..38 of int(32 * 80 / 48) = 53.
@@ -344,6 +340,11 @@ def test_class_maps_lie_in_the_place_of_the_crop(processor_class):
     wrong = classes != expected
     wrong[:, 34:38] = wrong[18:22] = False  # where the classes meet, bicubic mixing decides
     assert not wrong.any()
+
+    # Without an ignore_index what the crop cut away has the class of the nearest pixel that was seen.
+    (everywhere,) = processor.post_process_semantic_segmentation(outputs, [(48, 80)])
+    rows, columns = torch.arange(48).clamp(6, 41), torch.arange(80).clamp(21, 56)
+    torch.testing.assert_close(everywhere, classes[rows][:, columns])
 
 
 def test_class_maps_of_whole_images_equal_upsampled_logits():
@@ -361,11 +362,9 @@ def test_scores_are_the_mixed_logits_and_nothing_outside_of_the_crop():
     """In the frame of the resized image: the upsampled logits where the crop was, no preference around it."""
     processor = StellarImageProcessorPil(size={"shortest_edge": 36}, crop_size=32)
     logits = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match="gets label 9") as warned:
-        (result,) = processor.post_process_semantic_segmentation(
-            ModelOutput(logits=logits.bfloat16()), [(36, 54)], return_segmentation_scores=True, ignore_index=9
-        )
-    assert warned[0].filename == __file__
+    (result,) = processor.post_process_semantic_segmentation(
+        ModelOutput(logits=logits.bfloat16()), [(36, 54)], return_segmentation_scores=True, ignore_index=9
+    )
     crop = F.interpolate(logits.bfloat16().float(), size=(32, 32), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(result.segmentation_scores, F.pad(crop, (11, 11, 2, 2)))
     torch.testing.assert_close(result.segmentation, F.pad(crop.argmax(0), (11, 11, 2, 2), value=9))
@@ -377,27 +376,11 @@ def test_class_maps_without_target_sizes_keep_the_resolution_of_the_logits(proce
     torch.testing.assert_close(torch.stack(maps), classes)
 
 
-def test_image_segmentation_pipeline_takes_the_class_maps_of_a_whole_image_processor():
-    """The pipeline's last step: one mask for each label of `id2label` that is there."""
-    processor = StellarImageProcessorPil(do_center_crop=False, size={"height": 32, "width": 32})
-    config = SimpleNamespace(id2label={0: "ground", 1: "thing"})
-    pipeline = SimpleNamespace(image_processor=processor, model=SimpleNamespace(config=config))
-    outputs = class_output(torch.tensor([[[0, 0], [0, 1]]]), num_labels=2)
-    outputs["target_size"] = [(40, 60)]
-    segments = ImageSegmentationPipeline.postprocess(pipeline, outputs)
-    assert [segment["label"] for segment in segments] == ["ground", "thing"]
-    thing = np.asarray(segments[1]["mask"])
-    assert thing.shape == (40, 60)
-    assert thing[-1, -1] == 255
-    assert thing[:20].max() == thing[:, :30].max() == 0
-
-
 def test_ignore_index_is_no_class(processor):
     outputs = ModelOutput(logits=torch.zeros(1, 300, 2, 2))
-    with pytest.raises(ValueError, match="label 255, a class of the 300"):
-        processor.post_process_semantic_segmentation(outputs, [(16, 16)])
-    with pytest.warns(UserWarning, match="gets label -100"):
-        (classes,) = processor.post_process_semantic_segmentation(outputs, [(16, 16)], ignore_index=-100)
+    with pytest.raises(ValueError, match="ignore_index is 255, a class of the 300"):
+        processor.post_process_semantic_segmentation(outputs, [(16, 16)], ignore_index=255)
+    (classes,) = processor.post_process_semantic_segmentation(outputs, [(16, 16)], ignore_index=-100)
     assert classes[0, 0] == -100
     assert classes[8, 8] == 0
 

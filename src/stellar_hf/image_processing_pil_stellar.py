@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -192,16 +191,16 @@ class StellarImageProcessorMixin:
         outputs: ModelOutput,
         target_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
         return_segmentation_scores: bool = False,
-        ignore_index: int = 255,
+        ignore_index: int | None = None,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Turns the logits of semantic segmentation into one map of classes per original image.
 
         A pixel inside the centre crop takes the largest of the bilinearly mixed logits around it
-        (`align_corners=False`). The model has not seen what the crop cut away: it is `ignore_index`, with a warning.
-        Such a label is in no `id2label`, where the image-segmentation pipeline looks every label up, so that a model
-        for the pipeline needs a processor that keeps the whole image:
-        `StellarImageProcessorPil(do_center_crop=False, size={"height": 224, "width": 224})`, with the size of its
-        training. Resize and crop are undone with the settings of this processor, not with those of a single call.
+        (`align_corners=False`). The model has not seen what the crop cut away: a pixel there takes the class of the
+        nearest pixel that was seen, or `ignore_index` if one is given. A processor with
+        `do_center_crop=False, size={"height": 224, "width": 224}`, with the size of the model's training, shows the
+        model the whole image instead. Resize and crop are undone with the settings of this processor, not with those
+        of a single call.
 
         Args:
             outputs: Model output with `logits` of shape (B, num_labels, h, w). They are taken to tile the whole
@@ -209,19 +208,26 @@ class StellarImageProcessorMixin:
             target_sizes: Height and width in pixels of each original image, B pairs or an integer tensor of shape
                 (B, 2). `None` leaves the maps in the resolution of the logits.
             return_segmentation_scores: Whether to return the mixed logits with the map that is their largest.
-            ignore_index: Label of the pixels outside of the crop.
+            ignore_index: Label of the pixels outside of the crop, no class of the model: for a measure that leaves
+                them out, as the 255 of many annotations. The image-segmentation pipeline needs a class everywhere.
 
         Returns:
             B int64 tensors of shape (H, W), or (h, w) without `target_sizes`. With `return_segmentation_scores` each
             is the `segmentation` of an output that also has `segmentation_scores`, a float32 tensor of shape
-            (num_labels, H, W), or (num_labels, h, w): the logits, 0 for every class outside of the crop.
+            (num_labels, H, W), or (num_labels, h, w): the logits; with an `ignore_index`, 0 for every class outside
+            of the crop.
 
         Raises:
             ValueError: If `outputs` has no logits of four dimensions, `target_sizes` are not B pairs of positive
-                numbers, `size` is neither a shortest edge nor a height and width, or pixels need an `ignore_index`
-                that is one of the model's classes.
+                numbers, `size` is neither a shortest edge nor a height and width, or `ignore_index` is one of the
+                model's classes.
         """
         logits = _checked_logits(outputs)
+        if ignore_index is not None and 0 <= ignore_index < logits.shape[1]:
+            raise ValueError(
+                f"ignore_index is {ignore_index}, a class of the {logits.shape[1]} that the logits have: pass a "
+                "label that is none, such as -100."
+            )
         sizes = [None] * len(logits) if target_sizes is None else _checked_target_sizes(target_sizes, len(logits))
         results: list = []
         for image_logits, size in zip(logits, sizes, strict=True):
@@ -234,33 +240,22 @@ class StellarImageProcessorMixin:
         return sampled * in_crop
 
     def _segmentation_on_image(
-        self, logits: Tensor, size: list[int] | None, ignore_index: int
+        self, logits: Tensor, size: list[int] | None, ignore_index: int | None
     ) -> SemanticSegmentationPostProcessorOutput:
         if size is None:
             return _segmentation(logits.argmax(dim=0), logits)
         scores, in_crop = self._sampled_on_image(logits, *size)
         classes = scores.argmax(dim=0)
-        if in_crop.all():
+        if ignore_index is None:
             return _segmentation(classes, scores)
-        if 0 <= ignore_index < len(logits):
-            raise ValueError(
-                f"Pixels outside of the centre crop would get label {ignore_index}, a class of the {len(logits)} that "
-                "the logits have: pass an ignore_index that is none, such as -100, or use do_center_crop=False."
-            )
-        warnings.warn(
-            f"The centre crop cut away a part of the image, which gets label {ignore_index}. A processor with "
-            "do_center_crop=False and the model's size as height and width keeps the whole image; the "
-            "image-segmentation pipeline needs that.",
-            stacklevel=3,
-        )
         return _segmentation(classes.masked_fill(~in_crop, ignore_index), scores.masked_fill(~in_crop, 0))
 
     def _sampled_on_image(self, maps: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Samples (C, h, w) maps of the processed image at every pixel of the original one.
 
         Returns:
-            The mixtures, (C, height, width), of which only those inside the crop mean something, and where that is,
-            a bool tensor of shape (height, width).
+            The mixtures, (C, height, width), which outside of the crop repeat its border, and where the crop is, a
+            bool tensor of shape (height, width).
         """
         resized_height, resized_width = self._resized_size(height, width)
         crop_height, crop_width = resized_height, resized_width
