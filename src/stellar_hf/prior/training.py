@@ -19,6 +19,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from ..training.callbacks import LossTableCallback
 from ..training.checkpoints import CheckpointTrainer
 from ..training.monitoring import NonFiniteLossGuard
+from ..training.results import ResultsTrainer
 
 if TYPE_CHECKING:
     from .modeling_token_prior import StellarTokenPrior
@@ -90,7 +91,7 @@ class TokenPriorForTraining(nn.Module):
         self._average.update_parameters(self.prior)
 
 
-class StellarTokenPriorTrainer(CheckpointTrainer):
+class StellarTokenPriorTrainer(ResultsTrainer, CheckpointTrainer):
     """
     `Trainer` of a [`StellarTokenPrior`]: flow matching with a moving average of the weights, checkpoints that are
     complete or not there, and that a run goes on from bit for bit on a CPU. `average` is the result.

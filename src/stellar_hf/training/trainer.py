@@ -2,16 +2,15 @@
 # Licensed under the Apache License, Version 2.0.
 """The Trainer of the joint alignment and reconstruction objective."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from accelerate import DistributedType
+from datasets import ClassLabel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
@@ -32,6 +31,7 @@ from .codes import code_labels
 from .data import check_column, check_not_empty, has_column, undivided
 from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, default_processor
 from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
+from .results import ResultsTrainer
 from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ DIAGNOSTICS = (
 _NO_DECAY = re.compile(r"bias$|layernorm|position_embeddings$|cls_token$|sparse_tokens$")
 
 
-class StellarTrainer(CheckpointTrainer):
+class StellarTrainer(ResultsTrainer, CheckpointTrainer):
     """
     `Trainer` for [`StellarForPreTraining`]: makes the views, logs every term of the objective, moves the EMA teacher
     once per optimizer step, finishes the step and saves a checkpoint on Ctrl-C and SIGTERM, and writes checkpoints
@@ -287,55 +287,54 @@ class StellarTrainer(CheckpointTrainer):
         dataset_args: str | list[str] | None = None,
     ) -> None:
         """
-        Writes README.md into the output folder: the model, its training, and the results that are known, from
-        evaluations and `all_results.json`. One that a person wrote, there or on the Hub, stays as it is.
+        Writes README.md into the output folder: the model, its training, its data and the figures that are known of
+        this model. One that a person wrote, there or on the Hub, stays as it is.
 
-        Arguments are those of `Trainer`: `dataset` is a name to read, `dataset_tags` are ids on the Hub. `tasks` and
-        `dataset_args` have no place in this card.
+        Arguments are those of `Trainer`: `dataset` is a name to read, `dataset_tags` are ids on the Hub; without
+        either the card says how many images of how many classes there were. `tasks` and `dataset_args` have no place
+        in this card.
+
+        Raises:
+            CheckpointWriteError: If it cannot be written; the card that was there is then as it was.
         """
         if not self.is_world_process_zero():
             return
         args = self.args
-        write_model_card(
-            str(args.output_dir),
-            self._base_model,
-            name=model_name,
-            repo_id=self.hub_model_id,
-            revision=self.args.hub_revision,
-            token=self.args.hub_token,
-            license=license or "apache-2.0",
-            language=language,
-            tags=_as_list(tags),
-            base_model=finetuned_from,
-            dataset=", ".join(_as_list(dataset)),
-            dataset_ids=_as_list(dataset_tags),
-            metrics=self._known_metrics(),
-            training={
-                "Steps": self.state.global_step,
-                "Images of a step": self.args.train_batch_size
-                * self.args.gradient_accumulation_steps
-                * self.args.world_size,
-                "Views of an image": f"{args.num_global_views} global, {args.num_local_views} local",
-                "Peak learning rate": self.args.learning_rate,
-                "Weight decay": self.args.weight_decay,
-                "Seed": self.args.seed,
-            },
-        )
+        with self._explain_failed_write(f"The model card in {args.output_dir}"):
+            write_model_card(
+                str(args.output_dir),
+                self._base_model,
+                name=model_name,
+                repo_id=self.hub_model_id,
+                revision=args.hub_revision,
+                token=args.hub_token,
+                license=license or "apache-2.0",
+                language=language,
+                tags=_as_list(tags),
+                base_model=finetuned_from,
+                dataset=", ".join(_as_list(dataset)),
+                dataset_ids=_as_list(dataset_tags),
+                data=self._describe_train_dataset(),
+                metrics=self.known_metrics(),
+                training={
+                    "Steps": self.state.global_step,
+                    "Images of a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                    "Views of an image": f"{args.num_global_views} global, {args.num_local_views} local",
+                    "Peak learning rate": args.learning_rate,
+                    "Weight decay": args.weight_decay,
+                    "Seed": args.seed,
+                },
+            )
 
-    def _known_metrics(self) -> dict[str, float]:
-        """The latest evaluation's and the test's results, without its speed."""
-        results: dict[str, Any] = {}
-        for log in self.state.log_history:
-            results.update(log)
-        file = Path(str(self.args.output_dir), "all_results.json")
-        if file.exists():
-            results.update(json.loads(file.read_text()))
-        speed = ("_runtime", "_per_second")
-        return {
-            name: value
-            for name, value in results.items()
-            if name.startswith(("eval_", "test_")) and not name.endswith(speed) and isinstance(value, int | float)
-        }
+    def _describe_train_dataset(self) -> str | None:
+        """How many images of how many classes: a folder of one's own has no name that says anything to others."""
+        if self.train_dataset is None:
+            return None
+        if not has_length(self.train_dataset):
+            return "a stream of images"
+        labels = (getattr(self.train_dataset, "features", None) or {}).get(self.args.label_column)
+        classes = f" of {labels.num_classes} classes" if isinstance(labels, ClassLabel) else ""
+        return f"{len(self.train_dataset):,} images{classes}"  # type: ignore[arg-type]
 
 
 def _without_adapters(model: Any) -> Any:
