@@ -82,6 +82,26 @@ def test_codes_are_the_targets_of_the_reference_model(reference, golden_tensors)
     assert torch.equal(reference.encode(golden["image"]).codes, golden["codes"])
 
 
+def test_codes_of_patches_are_those_of_the_reference(reference, golden_tensors):
+    golden = golden_tensors("vq_codes")
+    assert torch.equal(reference.patch_codes(golden["image"], patch_size=16), golden["codes"].flatten(1))
+
+
+def test_patches_of_other_sizes_get_a_code_each(tiny):
+    batch = images(2, 3, 23, 16)
+    codes = tiny.patch_codes(batch, patch_size=5)  # a grid of 4x3
+    assert codes.shape == (2, 12) and codes.dtype == torch.int64
+    # What is beyond the last whole patch does not count.
+    assert torch.equal(codes, tiny.patch_codes(batch[..., :20, :15], patch_size=5))
+    # A code per patch of 2x2 pixels is that of the image in double size.
+    flat = images(2, 3, 1, 1).expand(-1, -1, 8, 8)
+    assert torch.equal(tiny.patch_codes(flat, patch_size=2), tiny.encode(flat.repeat(1, 1, 2, 2)).codes)
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 23, 16\), but must .* one patch of 30x30"):
+        tiny.patch_codes(batch, patch_size=30)
+    with pytest.raises(ValueError, match="uint8"):
+        tiny.patch_codes((batch * 255).byte(), patch_size=4)
+
+
 def test_the_default_configuration_is_the_released_model():
     with torch.device("meta"):
         model = MaskGitVQModel()

@@ -374,6 +374,40 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
         output = MaskGitVQEncoderOutput(latents=latents, codes=codes, grid_size=(height, width))
         return output if return_dict else output.to_tuple()
 
+    @torch.no_grad()
+    def patch_codes(self, images: Tensor, patch_size: int) -> Tensor:
+        """
+        One code for each patch of images, which a model with `reconstruction_target="codes"` reconstructs (STELLAR,
+        decoder with the code head).
+
+        Where a patch is not as large as a code, as with ViT-H/14, the images are resized so that the tokenizer's grid
+        is that of the patches: bicubic, not antialiased, not clamped, which decides about codes.
+
+        Args:
+            images (`torch.Tensor` of shape `(B, 3, H, W)`): Floats in [0, 1], RGB, in any precision; pixels beyond the
+                last whole patch do not count.
+            patch_size (`int`): Side of a patch in pixels.
+
+        Returns:
+            `torch.Tensor` of shape `(B, N)`: int64, row by row over the patches.
+
+        Raises:
+            ValueError: On images of another shape, of integers, or smaller than a patch.
+        """
+        shape = images.shape
+        height, width = (side // patch_size for side in shape[-2:])
+        images = images[..., : height * patch_size, : width * patch_size]
+        if not images.is_floating_point() or min(height, width) < 1:
+            raise ValueError(
+                f"images are {images.dtype} of shape {tuple(shape)}, but must be floats in [0, 1] with one patch of "
+                f"{patch_size}x{patch_size} pixels at least."
+            )
+        if patch_size != self.downsample_factor:
+            size = (height * self.downsample_factor, width * self.downsample_factor)
+            images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+        with torch.autocast(images.device.type, enabled=False):
+            return self.encode(images.to(self.dtype)).codes
+
     @apply_forward_hook
     def decode(
         self,

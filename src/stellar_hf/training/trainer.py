@@ -27,7 +27,6 @@ from .callbacks import (
     TeacherCallback,
 )
 from .checkpoints import CheckpointTrainer
-from .codes import code_labels
 from .data import check_column, check_not_empty, has_column, undivided
 from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, default_processor
 from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
@@ -262,7 +261,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             inputs.update(self._views(inputs.pop("images"), inputs.pop("image_sizes", None)))
         if self._vq_model is not None and "code_labels" not in inputs:
             clean_view = self._base_model.denormalize(inputs["pixel_values"])
-            inputs["code_labels"] = code_labels(self._vq_model, clean_view, self._base_model.config.patch_size)
+            inputs["code_labels"] = self._vq_model.patch_codes(clean_view, self._base_model.config.patch_size)
         return inputs
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
