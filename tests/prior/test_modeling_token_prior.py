@@ -99,6 +99,7 @@ def test_saved_prior_is_the_same(prior, tmp_path, random_factors):
         ({"localization_channels": 0}, "localization_channels is 0"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"class_names": ["cat"]}, "1 class_names for 2 classes"),
+        ({"class_names": ["cat", "cat"]}, "class_names has 'cat' more than once"),
         ({"num_classes": -1, "class_names": None}, "num_classes is -1"),
     ],
 )
@@ -111,9 +112,85 @@ def test_wrong_shapes_are_named(prior, random_factors):
     tokens, localization = random_factors(2)
     with pytest.raises(ValueError, match=r"sample has shape \(2, 3\)"):
         prior(torch.zeros(2, 3), 1.0)
-    with pytest.raises(ValueError, match=r"class_labels has shape \(1,\)"):
+    with pytest.raises(ValueError, match=r"class_labels is torch.int64 of shape \(1,\)"):
         prior(torch.zeros(2, prior.latent_size), 1.0, torch.tensor([0]))
     with pytest.raises(ValueError, match=r"localization \(2, 9, 4\)"):
         prior.pack(tokens, localization[:, :9])
     with pytest.raises(ValueError, match="need two"):
         prior.set_statistics(tokens[:1], localization[:1])
+
+
+def test_labels_out_of_range_are_named(prior):
+    """On a GPU the embedding would end the process's use of it by an assertion."""
+    sample = torch.zeros(2, prior.latent_size)
+    for labels in ([0, 3], [-1, 0]):
+        with pytest.raises(ValueError, match=f"class_labels reach from {min(labels)} to {max(labels)}.* 0 and 2"):
+            prior(sample, 1.0, torch.tensor(labels))
+    with pytest.raises(ValueError, match="class_labels is torch.float32"):
+        prior(sample, 1.0, torch.tensor([0.0, 1.0]))
+
+
+def test_wrong_types_are_named(prior, random_factors):
+    tokens, localization = random_factors(2)
+    for call, said in (
+        (lambda: prior([[0.0]], 1.0), "sample is a list"),
+        (lambda: prior(torch.zeros(2, prior.latent_size, dtype=torch.long), 1.0), "sample is torch.int64"),
+        (lambda: prior(torch.zeros(2, prior.latent_size), 1.0, [0, 1]), "class_labels is a list"),
+        (lambda: prior.pack(tokens.numpy(), localization), "sparse_tokens is a ndarray"),
+        (lambda: prior.pack(tokens, None), "localization is a NoneType"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+@pytest.mark.parametrize("name", ["sparse_tokens", "localization"])
+def test_statistics_of_numbers_that_are_not_finite_are_refused(make_prior, random_factors, name):
+    prior, factors = make_prior(), dict(zip(("sparse_tokens", "localization"), random_factors(5), strict=True))
+    factors[name][2, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=f"{name} of 1 of 5 images"):
+        prior.set_statistics(**factors)
+    assert torch.equal(prior.standardization.token_mean, torch.zeros(4, 32))
+
+
+# What users of Diffusers expect of a model ---------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_weights_are_stored_in_eight_bits(make_prior):
+    """Layerwise casting: computed in the precision that was, also where it is half."""
+    for dtype in (torch.float32, torch.bfloat16):
+        prior = make_prior().to(dtype)
+        sample = torch.randn(2, prior.latent_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+        expected = prior(sample, 500.0, torch.tensor([0, 1])).sample
+        prior.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+        assert prior.blocks[0].mlp.net[0].proj.weight.dtype == torch.float8_e4m3fn
+        found = prior(sample, 500.0, torch.tensor([0, 1])).sample
+        assert found.dtype == dtype
+        assert (found - expected).float().norm() < 0.1 * expected.float().norm()
+
+
+def test_gradient_checkpointing_recomputes_the_blocks_and_keeps_gradients(make_prior):
+    sample = torch.randn(3, make_prior().latent_size, generator=torch.Generator().manual_seed(0))
+
+    def gradients(prior):
+        calls = []
+        prior.blocks[0].register_forward_pre_hook(lambda *args: calls.append(1))
+        prior(sample, 500.0, torch.tensor([0, 1, 2])).sample.square().mean().backward()
+        return len(calls), [weight.grad for weight in prior.parameters()]
+
+    checkpointed = make_prior()
+    checkpointed.enable_gradient_checkpointing()
+    num_calls, expected = gradients(make_prior())
+    num_calls_checkpointed, found = gradients(checkpointed)
+    assert (num_calls, num_calls_checkpointed) == (1, 2)
+    torch.testing.assert_close(found, expected)
+
+
+def test_repeated_blocks_are_compiled(make_prior):
+    prior = make_prior()
+    sample = torch.randn(2, prior.latent_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = prior(sample, 500.0).sample
+        prior.compile_repeated_blocks(fullgraph=True, backend="eager")
+        torch.testing.assert_close(prior(sample, 500.0).sample, expected)
+    assert all(block._compiled_call_impl is not None for block in prior.blocks)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+_NUM_CANDIDATES = 4  # of the nearest references, whose order rounding may change
+
 
 class ImageClassifier(nn.Module):
     """
@@ -183,7 +185,10 @@ def frechet_distance(features: Tensor, other_features: Tensor) -> float:
 
 def nearest_distances(features: Tensor, references: Tensor, chunk_size: int = 256) -> Tensor:
     """
-    Euclidean distance of each row to the nearest reference: near 0 for copies of references.
+    Euclidean distance of each row to the nearest reference: 0 for copies of references.
+
+    Matrix products find candidates, twenty times as fast as differences, but lose half of the digits; the distances
+    to these are differences.
 
     Args:
         features: (n, d) floating point.
@@ -193,7 +198,11 @@ def nearest_distances(features: Tensor, references: Tensor, chunk_size: int = 25
     Returns:
         (n,) distances.
     """
-    return torch.cat([torch.cdist(chunk, references).amin(dim=1) for chunk in features.split(chunk_size)])
+    distances = []
+    for chunk in features.split(chunk_size):
+        nearest = torch.cdist(chunk, references).topk(min(_NUM_CANDIDATES, len(references)), largest=False).indices
+        distances.append((chunk.unsqueeze(1) - references[nearest]).norm(dim=2).amin(dim=1))
+    return torch.cat(distances)
 
 
 def _layer(in_channels: int, out_channels: int, stride: int = 1) -> tuple[nn.Module, ...]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
         token_size: Size d of a token, the `hidden_size` of the STELLAR model.
         grid_size: Patches (h, w) of the localization.
         num_classes: Number of classes; 0 for a prior that knows none.
-        class_names: A name for each class, *optional*.
+        class_names: A name for each class, all different, *optional*.
         localization_patch_size: Side of the squares of patches that are one element of the sequence; divides h and w.
         hidden_size: Width of the transformer, a multiple of 4 and of the heads.
         num_layers: Number of blocks.
@@ -74,7 +75,13 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
     # `pack` and `unpack` do not call `forward`: this part brings its weights by itself.
     _group_offload_block_modules = ["standardization"]  # type: ignore[assignment]
     _no_split_modules = ["TokenPriorBlock"]  # type: ignore[assignment]
+    _repeated_blocks = ["TokenPriorBlock"]  # type: ignore[assignment]
+    _supports_gradient_checkpointing = True
+    # Of eight bits, norms (with the projections that scale them) and embeddings would be most of the error.
+    _skip_layerwise_casting_patterns = ["norm", "embedding"]  # type: ignore[assignment]
     num_train_timesteps = 1000  # of the scheduler: t = 1000 sigma
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     @register_to_config
     def __init__(
@@ -134,16 +141,16 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
             The velocity, noise - x, of the shape and dtype of `sample`.
 
         Raises:
-            ValueError: If a shape is wrong.
+            ValueError: If a shape or type is wrong, or a class is out of range.
         """
+        _check_floats("sample", sample)
         if sample.ndim != 2 or sample.shape[1] != self.latent_size:
             raise ValueError(f"sample has shape {tuple(sample.shape)}, but (batch, {self.latent_size}) is expected.")
         batch_size = len(sample)
         timestep = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(batch_size)
         if class_labels is None:
             class_labels = torch.full((batch_size,), self.config.num_classes, device=sample.device)
-        if class_labels.shape != (batch_size,):
-            raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}, but ({batch_size},) is expected.")
+        self._check_labels(class_labels, batch_size)
         clean = self._predict_clean(sample, timestep, class_labels)
         sigma = (timestep / self.num_train_timesteps).clamp_min(_MIN_SIGMA)[:, None]
         velocity = ((sample.float() - clean.float()) / sigma).to(sample.dtype)
@@ -199,15 +206,22 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
             localization: Their L, (B, N, r).
 
         Raises:
-            ValueError: If a shape is not the prior's, or there is one image only.
+            ValueError: If a shape is not the prior's, there is one image only, or a number is not finite.
         """
         self._check_factors(sparse_tokens, localization)
         if len(sparse_tokens) < 2:
             raise ValueError("There is one image, but standard deviations need two at least.")
+        for name, values in (("sparse_tokens", sparse_tokens), ("localization", localization)):
+            num_bad = int((~values.isfinite()).flatten(1).any(dim=1).sum())
+            if num_bad:
+                raise ValueError(
+                    f"{name} of {num_bad} of {len(values)} images hold numbers that are not finite: leave them "
+                    "out, or encode them again in a higher precision."
+                )
         self.standardization.fit(sparse_tokens.float(), _centred_logits(localization))
 
     def _predict_clean(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
-        dtype = self.token_embedding.weight.dtype
+        dtype = self.dtype  # and not a weight's, which layerwise casting stores in another one
         tokens, logits = self.split(sample.to(dtype))
         condition = self.timestep_embedding(self.timesteps(timestep).to(dtype)) + self.class_embedding(class_labels)
         maps = logits.transpose(1, 2).unflatten(2, self.config.grid_size)
@@ -217,7 +231,10 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
         hidden_states = torch.cat([self.token_embedding(tokens), self.logit_embedding(squares.transpose(1, 2))], dim=1)
         hidden_states = hidden_states + self.position_embedding
         for block in self.blocks:
-            hidden_states = block(hidden_states, condition)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, condition)
+            else:
+                hidden_states = block(hidden_states, condition)
         hidden_states = self.norm(hidden_states, condition)
         num_tokens = self.config.num_sparse_tokens
         clean_tokens = self.token_head(hidden_states[:, :num_tokens])
@@ -241,6 +258,9 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise ValueError(f"num_classes is {config.num_classes}, but must not be negative.")
         if config.class_names is not None and len(config.class_names) != config.num_classes:
             raise ValueError(f"There are {len(config.class_names)} class_names for {config.num_classes} classes.")
+        twice = sorted({name for name in config.class_names or [] if config.class_names.count(name) > 1})
+        if twice:
+            raise ValueError(f"class_names has {', '.join(map(repr, twice))} more than once: names must differ.")
         square = config.localization_patch_size
         if len(config.grid_size) != 2 or any(side < 1 or side % square for side in config.grid_size):
             raise ValueError(
@@ -257,7 +277,26 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 f"localization_channels is {config.localization_channels}, but must be a multiple of {_NUM_GROUPS}."
             )
 
+    def _check_labels(self, class_labels: Tensor, batch_size: int) -> None:
+        _check_tensor("class_labels", class_labels)
+        if class_labels.shape != (batch_size,) or class_labels.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"class_labels is {class_labels.dtype} of shape {tuple(class_labels.shape)}, but int64 of shape "
+                f"({batch_size},) is expected."
+            )
+        # Reading values would break the graph of a compiled or exported model.
+        if torch.compiler.is_compiling() or batch_size == 0:
+            return
+        low, high = class_labels.aminmax()
+        if low < 0 or high > self.config.num_classes:
+            raise ValueError(
+                f"class_labels reach from {low} to {high}, but must lie between 0 and {self.config.num_classes}, "
+                "which stands for any class."
+            )
+
     def _check_factors(self, sparse_tokens: Tensor, localization: Tensor) -> None:
+        _check_floats("sparse_tokens", sparse_tokens)
+        _check_floats("localization", localization)
         config = self.config
         tokens = (config.num_sparse_tokens, config.token_size)
         places = (config.grid_size[0] * config.grid_size[1], config.num_sparse_tokens)
@@ -345,6 +384,17 @@ def _zero(layer: nn.Linear | nn.Conv2d) -> None:
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} is a {type(value).__name__}, but must be a tensor.")
+
+
+def _check_floats(name: str, value: Any) -> None:
+    _check_tensor(name, value)
+    if not value.is_floating_point():
+        raise ValueError(f"{name} is {value.dtype}, but must be floating point.")
 
 
 def _centred_logits(localization: Tensor) -> Tensor:

@@ -86,6 +86,29 @@ class TokenPriorForTraining(nn.Module):
             "localization_loss": localization_loss,
         }
 
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """
+        Recomputes the activations of each block in the backward pass; called by the `Trainer`.
+
+        Raises:
+            ValueError: If there are options, which Diffusers' models do not have.
+        """
+        if activation_checkpointing_kwargs or every_n_layers != 1 or offload:
+            raise ValueError(
+                "The prior recomputes every block, without options: leave out activation_checkpointing_kwargs and "
+                "gradient_checkpointing_kwargs."
+            )
+        self.prior.enable_gradient_checkpointing()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """The same by the name that `Trainer` calls before Transformers 5.23."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
     def update_average(self) -> None:
         """Moves the average towards the weights; to be called after each optimizer step."""
         self._average.update_parameters(self.prior)
@@ -104,13 +127,10 @@ class StellarTokenPriorTrainer(ResultsTrainer, CheckpointTrainer):
             with classes, `class_labels`.
 
     Raises:
-        ValueError: If `class_dropout` is not in [0, 1], or `args` ask for gradient checkpointing. In training, if the
-            loss is not finite.
+        ValueError: If `class_dropout` is not in [0, 1]. In training, if the loss is not finite.
     """
 
     def __init__(self, prior: StellarTokenPrior, args: TrainingArguments, class_dropout: float = 0.1, **kwargs):
-        if args.gradient_checkpointing:
-            raise ValueError("gradient_checkpointing is not for the prior, whose activations are small: leave it out.")
         super().__init__(TokenPriorForTraining(prior, class_dropout), args, **kwargs)
         self.add_callback(AverageCallback())
         self._loss_guard = NonFiniteLossGuard()
