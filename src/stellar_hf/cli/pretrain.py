@@ -76,6 +76,10 @@ class ModelArguments:
         default=False,
         metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
     )
+    resume_from_newest_whole: bool = field(
+        default=False,
+        metadata={"help": "Pass over checkpoints that are damaged, and go on from the newest one that is whole."},
+    )
 
     def __post_init__(self):
         if isinstance(self.model_config, str):
@@ -209,7 +213,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
         print(describe(model, "streamed" if data_args.streaming else f"{len(images):,}"))
-    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir)
+    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir, model_args.resume_from_newest_whole)
     is_finished = announce(trainer, checkpoint)
     evaluation = None
     if data_args.is_embedded and is_main_process:
