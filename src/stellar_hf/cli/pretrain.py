@@ -41,7 +41,14 @@ from stellar_hf import (
 )
 from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
-from stellar_hf.data import StellarCollator, images_to_tensor, load_images, load_photo_mosaics, undecoded
+from stellar_hf.data import (
+    EndlessStream,
+    StellarCollator,
+    images_to_tensor,
+    load_images,
+    load_photo_mosaics,
+    undecoded,
+)
 from stellar_hf.evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
 from stellar_hf.training import default_processor
 from stellar_hf.training.evaluation import sample_rows
@@ -201,7 +208,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     images = open_images(data_args, model.config.image_size, training_args)
     train_dataset = images
     if data_args.streaming:
-        train_dataset = images.repeat(None).shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer)
+        train_dataset = EndlessStream(images, training_args.seed, data_args.shuffle_buffer)
     trainer = StellarTrainer(
         model,
         training_args,
