@@ -18,17 +18,17 @@ AT_LEAST_ONE = (
     "matching_iterations",
 )
 POSITIVE = (
-    *("layer_norm_eps", "localization_temperature", "target_temperature", "prediction_temperature"),
-    "matching_epsilon",
+    *("initializer_range", "layer_norm_eps", "localization_temperature", "target_temperature"),
+    *("prediction_temperature", "matching_epsilon"),
 )
 NOT_NEGATIVE = (
-    *("initializer_range", "reconstruction_weight", "koleo_weight", "clustering_weight", "masked_weight"),
+    *("localization_noise", "reconstruction_weight", "koleo_weight", "clustering_weight", "masked_weight"),
     "local_weight",
 )
 BELOW_ONE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio")
 
 IMPOSSIBLE = [
-    *((name, value) for name in AT_LEAST_ONE for value in (0, -1)),
+    *((name, value) for name in AT_LEAST_ONE for value in (0, -1, 10**7, 10**9)),
     *((name, value) for name in POSITIVE for value in (0, -0.1, math.inf, math.nan)),
     *((name, value) for name in NOT_NEGATIVE for value in (-0.1, math.inf, math.nan)),
     *((name, value) for name in BELOW_ONE for value in (-0.1, 1.0)),
@@ -36,6 +36,7 @@ IMPOSSIBLE = [
     *(("num_attention_heads", 7), ("decoder_num_attention_heads", 7), ("patch_size", 300)),
     *(("reconstruction_target", "latents"), ("mask_focus", "circle"), ("hidden_act", "gleu")),
     *(("image_mean", [0.5]), ("image_std", [0.5, 0.5]), ("image_std", [0.5, 0.0, 0.5])),
+    *((name, [0.5, value, 0.5]) for name in ("image_mean", "image_std") for value in (math.nan, math.inf)),
 ]
 
 
@@ -43,6 +44,12 @@ IMPOSSIBLE = [
 def test_impossible_values_are_named(name, value):
     with pytest.raises(ValueError, match=re.escape(f"StellarConfig.{name} is {value!r}, but must be ")):
         StellarConfig(**{name: value})
+
+
+def test_grids_that_would_fill_the_memory_are_refused():
+    with pytest.raises(ValueError, match=r"image_size is 32768, but must be at most 1024 patches of 16 pixels"):
+        StellarConfig(image_size=2**15)
+    assert StellarConfig(image_size=2**14).image_size == 2**14
 
 
 def test_odd_decoder_width_is_refused():

@@ -37,6 +37,30 @@ OBJECTIVE_FIELDS = frozenset(
     }
 )
 
+# Bounds far beyond what any model needs: larger values are mistakes, which would fill the memory before they show.
+_LARGEST_INTEGERS = {
+    "hidden_size": 2**15,
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 2**15,
+    "intermediate_size": 2**18,
+    "image_size": 2**15,
+    "patch_size": 2**15,
+    "num_channels": 2**12,
+    "num_sparse_tokens": 2**15,
+    "decoder_hidden_size": 2**15,
+    "decoder_num_hidden_layers": 1000,
+    "decoder_num_attention_heads": 2**15,
+    "decoder_intermediate_size": 2**18,
+    "codebook_size": 2**20,
+    "num_prototypes": 2**20,
+    "prototype_dim": 2**15,
+    "projection_hidden_size": 2**18,
+    "num_projection_layers": 1000,
+    "sinkhorn_iterations": 10**4,
+    "matching_iterations": 10**4,
+}
+_LARGEST_GRID = 2**10  # patches along a side of the image whose positions are stored
+
 
 @strict
 class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -53,7 +77,7 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         hidden_act (`str`, defaults to `"gelu"`): Activation of encoder and decoder MLPs.
         hidden_dropout_prob (`float`, defaults to 0.0): Dropout after embeddings, attention and MLPs, in [0, 1).
         attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout of attention weights, in [0, 1).
-        initializer_range (`float`, defaults to 0.02): Standard deviation of fresh linear weights.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of fresh linear weights, > 0.
         layer_norm_eps (`float`, defaults to 1e-12): Epsilon of every LayerNorm.
         image_size (`int`, defaults to 224): Side in pixels for which position embeddings are stored; other sizes,
             non-square ones too, interpolate them.
@@ -107,7 +131,9 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         out_indices (`list[int]`, *optional*): The same by index, 0 for `"stem"`.
 
     Raises:
-        ValueError: On an impossible value; the message names the field, the value and what is allowed.
+        ValueError: On an impossible value, or a size far beyond that of any model (more than 1000 layers, 2^20
+            prototypes or codes, a width of 2^18, 2^15 pixels or 2^10 patches a side); the message names the field, the
+            value and what is allowed.
 
     Example:
 
@@ -182,18 +208,14 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _check_values(self) -> None:
-        positive_integers = (
-            "hidden_size num_hidden_layers num_attention_heads intermediate_size image_size patch_size num_channels "
-            "num_sparse_tokens decoder_hidden_size decoder_num_hidden_layers decoder_num_attention_heads "
-            "decoder_intermediate_size codebook_size num_prototypes prototype_dim projection_hidden_size "
-            "num_projection_layers sinkhorn_iterations matching_iterations"
+        for name, largest in _LARGEST_INTEGERS.items():
+            self._check(name, 1 <= getattr(self, name) <= largest, f"an integer from 1 to {largest}")
+        positive_numbers = (
+            "initializer_range layer_norm_eps target_temperature prediction_temperature matching_epsilon"
         )
-        for name in positive_integers.split():
-            self._check(name, getattr(self, name) >= 1, "an integer of at least 1")
-        positive_numbers = "layer_norm_eps target_temperature prediction_temperature matching_epsilon"
         for name in positive_numbers.split():
             self._check(name, 0 < getattr(self, name) < math.inf, "a positive number")
-        weights = "initializer_range localization_noise koleo_weight clustering_weight masked_weight local_weight"
+        weights = "localization_noise koleo_weight clustering_weight masked_weight local_weight"
         for name in weights.split():
             self._check(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio"):
@@ -221,6 +243,11 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         self._check("patch_size", self.patch_size <= self.image_size, f"at most image_size = {self.image_size}")
         self._check(
+            "image_size",
+            self.image_size // self.patch_size <= _LARGEST_GRID,
+            f"at most {_LARGEST_GRID} patches of {self.patch_size} pixels",
+        )
+        self._check(
             "num_attention_heads",
             self.hidden_size % self.num_attention_heads == 0,
             f"a divisor of hidden_size = {self.hidden_size}",
@@ -232,7 +259,9 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         self._check("decoder_hidden_size", self.decoder_hidden_size % 2 == 0, "even (sine and cosine channels)")
         for name in ("image_mean", "image_std"):
-            self._check(name, len(getattr(self, name)) == self.num_channels, f"{self.num_channels} numbers")
+            values = getattr(self, name)
+            fits = len(values) == self.num_channels and all(map(math.isfinite, values))
+            self._check(name, fits, f"{self.num_channels} finite numbers")
         self._check("image_std", min(self.image_std) > 0, "positive numbers")
 
     def _check(self, name: str, holds: bool, allowed: str) -> None:
