@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from stellar_hf.localization_stellar import resolve_grid_size
 from stellar_hf.visualization import (
     plot_edits,
     plot_image_grid,
     plot_reconstructions,
-    resolve_grid_size,
     token_overlay,
     token_palette,
 )

@@ -27,7 +27,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import ModelOutput
 
-from .localization_stellar import resolve_grid_size
+from .localization_stellar import token_maps
 
 WHITE = (255, 255, 255)
 
@@ -319,8 +319,7 @@ def _localization_on_grid(outputs: ModelOutput) -> Tensor:
             f"outputs.localization must have shape (batch, patches, tokens), got {came}: "
             "pass the output of a STELLAR model."
         )
-    grid_size = resolve_grid_size(localization.shape[1], getattr(outputs, "grid_size", None))
-    return localization.float().transpose(1, 2).unflatten(2, grid_size)
+    return token_maps(localization, getattr(outputs, "grid_size", None))
 
 
 def _checked_logits(outputs: ModelOutput) -> Tensor:

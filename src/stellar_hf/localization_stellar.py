@@ -5,6 +5,7 @@
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,6 +36,46 @@ def resolve_grid_size(num_patches: int, grid_size: Sequence[int] | Tensor | None
             f"grid_size=(rows, columns) with rows * columns = {num_patches}."
         )
     return sizes
+
+
+def token_maps(localization: Tensor, grid_size: Sequence[int] | Tensor | None = None) -> Tensor:
+    """
+    One map for each token: the columns of L on the grid of patches.
+
+    Args:
+        localization: L, (B, N, r); rows sum to 1. Patches are row-major.
+        grid_size: (rows, columns) of the patches, as in [`resolve_grid_size`]; a square grid without it.
+
+    Returns:
+        (B, r, rows, columns) float32, which sums to 1 over the tokens.
+
+    Raises:
+        ValueError: If the grid is unknown.
+    """
+    return localization.float().transpose(1, 2).unflatten(2, resolve_grid_size(localization.shape[1], grid_size))
+
+
+def upsample_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Maps (B, r, h, w) at each pixel of images of size (H, W), (B, r, H, W): the bilinear mixture of patches."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def pixel_labels(localization: Tensor, size: Sequence[int], grid_size: Sequence[int] | Tensor | None = None) -> Tensor:
+    """
+    The token to which each pixel of the images belongs: the one whose upsampled map is largest there.
+
+    Args:
+        localization: L, (B, N, r); rows sum to 1. Patches are row-major.
+        size: Height and width (H, W) of the images.
+        grid_size: (rows, columns) of the patches, as in [`resolve_grid_size`]; a square grid without it.
+
+    Returns:
+        (B, H, W) int64 indices of tokens.
+
+    Raises:
+        ValueError: If the grid is unknown.
+    """
+    return upsample_maps(token_maps(localization, grid_size), size).argmax(dim=1)
 
 
 def region_shares(
@@ -73,6 +114,39 @@ def region_shares(
     patch_shares = F.adaptive_avg_pool2d(regions, grid_size).flatten(2)  # (B, regions, N)
     mass = localization.float().clamp(min=0)
     return (patch_shares @ mass) / mass.sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def concept_labels(
+    localization: Tensor,
+    mask: Tensor,
+    num_regions: int,
+    threshold: float = 0.8,
+    grid_size: Sequence[int] | Tensor | None = None,
+) -> Tensor:
+    """
+    Region that each token stands for: the one that holds at least `threshold` of the token's map.
+
+    The shares are those of [`region_shares`].
+
+    Args:
+        localization: (B, N, r) floating point >= 0; rows sum to 1. Patches are row-major.
+        mask: (B, H, W) integers; region of each pixel, from 0 to `num_regions - 1`.
+        num_regions: Number of regions.
+        threshold: Least share of the token's mass, in (0, 1].
+        grid_size: (rows, columns) of the patches; a square grid without it.
+
+    Returns:
+        (B, r) int64; region id, or -1 where no region holds enough of the map.
+
+    Raises:
+        ValueError: If shapes disagree, a region id or the threshold is out of range, or the grid is unknown.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold is {threshold}, but must be in (0, 1]: it is a share of a token's map.")
+    shares = region_shares(localization, mask, num_regions, grid_size)
+    share, region = shares.max(dim=1)
+    # The tolerance keeps a share of exactly the threshold, which float32 sums may miss by a rounding error.
+    return torch.where(share >= threshold - 1e-5, region, -1)
 
 
 def _common_row(grid_size: Tensor) -> list[int]:

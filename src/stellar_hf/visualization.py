@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .localization_stellar import resolve_grid_size
+from .localization_stellar import token_maps, upsample_maps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def token_overlay(
     if not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}, but must be in [0, 1].")
     maps = _token_maps(localization.unsqueeze(0), grid_size)
-    maps = F.interpolate(maps, size=pixels.shape[:2], mode="bilinear", align_corners=False)[0]
+    maps = upsample_maps(maps, pixels.shape[:2])[0]
     return Image.fromarray(np.uint8(_blend(pixels, maps, palette, strength) * 255 + 0.5))
 
 
@@ -124,7 +124,7 @@ def plot_reconstructions(
     maps = _token_maps(localization[:num_images], grid_size)  # (B, r, rows, columns)
     num_rows, num_tokens = maps.shape[:2]
     size = image_pixels[0].shape[:2]
-    upsampled = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    upsampled = upsample_maps(maps, size)
     winners = F.one_hot(upsampled.argmax(dim=1), num_tokens).permute(0, 3, 1, 2).float()
     palette = token_palette(num_tokens)
     colormaps = [
@@ -263,8 +263,7 @@ def _blend(pixels: np.ndarray, maps: Tensor, palette: np.ndarray, strength: floa
 
 
 def _token_maps(localization: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
-    rows, columns = resolve_grid_size(localization.shape[1], grid_size)
-    return localization.detach().float().cpu().transpose(1, 2).unflatten(2, (rows, columns))
+    return token_maps(localization.detach().cpu(), grid_size)
 
 
 def _to_pixels(images: Tensor | Sequence[Tensor | Image.Image]) -> list[np.ndarray]:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..localization_stellar import region_shares, resolve_grid_size
+from ..localization_stellar import region_shares, resolve_grid_size, token_maps
 from ..loss_stellar import matching_plan
 
 # Of the matching: enough for plans of 24 tokens to be those of a permutation.
@@ -302,8 +302,9 @@ def _sample(maps: Tensor, row: Tensor, column: Tensor, grid_size: tuple[int, int
     height, width = grid_size
     x, y = (column + 0.5) * 2 / width - 1, (row + 0.5) * 2 / height - 1
     places = torch.stack([x, y], dim=2).expand(len(maps), -1, -1).unflatten(1, grid_size)
-    planes = maps.float().transpose(1, 2).unflatten(2, grid_size)
-    sampled = F.grid_sample(planes, places, mode="bilinear", padding_mode="zeros", align_corners=False)
+    sampled = F.grid_sample(
+        token_maps(maps, grid_size), places, mode="bilinear", padding_mode="zeros", align_corners=False
+    )
     return sampled.flatten(2).transpose(1, 2).to(maps.dtype)
 
 

@@ -1,0 +1,42 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Maps of tokens over patches and pixels."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stellar_hf import evaluation
+from stellar_hf.localization_stellar import concept_labels, pixel_labels, token_maps, upsample_maps
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 5), tokens=st.integers(1, 4), seed=st.integers(0, 99))
+def test_maps_hold_every_patch_and_pixels_stay_shares(rows, columns, tokens, seed):
+    generator = torch.Generator().manual_seed(seed)
+    localization = torch.randn(2, rows * columns, tokens, generator=generator).softmax(-1)
+    maps = token_maps(localization, (rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            assert torch.equal(maps[:, :, row, column], localization[:, row * columns + column])
+    pixels = upsample_maps(maps, (7, 11))
+    assert pixels.shape == (2, tokens, 7, 11)
+    torch.testing.assert_close(pixels.sum(dim=1), torch.ones(2, 7, 11))
+
+
+def test_pixels_belong_to_the_token_that_is_largest_after_upsampling():
+    """By hand: one row of two patches at four pixels, whose mixtures are 1, 3/4, 1/4 and 0 of the left one."""
+    localization = torch.tensor([[[0.9, 0.1], [0.4, 0.6]]])
+    assert pixel_labels(localization, (1, 4), (1, 2)).tolist() == [[[0, 0, 0, 1]]]  # 0.9, 0.775, 0.525, 0.4
+    assert pixel_labels(localization, (1, 4), torch.tensor([[1, 2]])).tolist() == [[[0, 0, 0, 1]]]
+    assert pixel_labels(localization.mT, (2, 1), (2, 1)).tolist() == [[[0], [1]]]
+
+
+def test_grids_that_are_not_square_are_asked_for():
+    with pytest.raises(ValueError, match="6 patches and grid_size is None: pass"):
+        pixel_labels(torch.rand(1, 6, 2), (8, 8))
+
+
+def test_labels_of_tokens_have_kept_their_public_name():
+    assert evaluation.concept_labels is concept_labels
