@@ -22,47 +22,50 @@ from pathlib import Path
 
 import torch
 
-from stellar_hf.configuration_stellar import StellarConfig
-from stellar_hf.modeling_stellar import LOSS_TERMS, StellarForPreTraining, _Targets
+from stellar_hf import StellarConfig, StellarForPreTraining
+from stellar_hf.loss_stellar import match_tokens, matched_fraction
+from stellar_hf.objective_stellar import LOSS_TERMS, StellarObjective, Targets
 
 PARTS = ("objective", "checkpointed", "whole")
 REQUIRED_SAVING = 0.3
 GRADIENT_TOLERANCE = 1e-4
 
 
-class PlainStellarForPreTraining(StellarForPreTraining):
+class PlainObjective(StellarObjective):
     """The reference: `expected` of the targets is the assignment (rows, K) itself."""
 
-    def _targets(self, source, tokens, projections, cls_projections, temperatures):
-        target_temperature, prediction_temperature = temperatures
+    def targets(self, source, view):
         with torch.no_grad():
-            logits = source.clustering_head.logits(projections).flatten(0, 1)
-            assignments = self._sinkhorn(logits, target_temperature)
+            logits = source.clustering_head.logits(view.projections).flatten(0, 1)
+            assignments = self.assign(logits)
             del logits
-            cls_logits = source.cls_clustering_head.logits(cls_projections)
-            cls_assignments = self._sinkhorn(cls_logits, target_temperature)
-        return _Targets(
-            tokens=tokens.detach(),
-            expected=assignments.unflatten(0, tokens.shape[:2]),
+            cls_assignments = self.assign(source.cls_clustering_head.logits(view.cls_projections))
+        return Targets(
+            tokens=view.tokens.detach(),
+            expected=assignments.unflatten(0, view.tokens.shape[:2]),
             cls_expected=cls_assignments,
-            prototype_entropy=tokens.new_zeros(()),
-            slot_information=tokens.new_zeros(()),
-            prediction_temperature=prediction_temperature,
+            from_teacher=source is not self.student,
+            prototype_entropy=assignments.new_zeros(()),
+            slot_information=assignments.new_zeros(()),
         )
 
-    def _matched_expected(self, tokens, targets):
-        # As the model's, but the targets are never repeated for all views: only the gathered ones exist.
-        indices = torch.arange(targets.expected[..., 0].numel(), dtype=torch.float32).view(targets.expected.shape[:2])
-        positions, matched_fraction = super()._matched_expected(
-            tokens, _Targets(targets.tokens, indices.unsqueeze(-1), *[None] * 4)
-        )
-        return targets.expected.flatten(0, 1)[positions.flatten().long()], matched_fraction
+    def match(self, tokens, targets):
+        # The targets are never repeated for all views: only the gathered ones exist.
+        num_views = len(tokens) // len(targets.tokens)
+        target_tokens = targets.tokens.repeat_interleave(num_views, dim=0)
+        index = match_tokens(tokens, target_tokens, self.config.matching_epsilon, self.config.matching_iterations)
+        images = torch.arange(len(targets.tokens)).repeat_interleave(num_views)
+        return targets.expected[images.unsqueeze(1), index], matched_fraction(index)
 
-    def _cross_entropy(self, head, projections, expected, temperature):
+    def cross_entropy(self, head, projections, expected):
         logits = head.logits(projections).flatten(0, -2)
-        log_probabilities = (logits / temperature).log_softmax(dim=-1)
+        log_probabilities = (logits / self.prediction_temperature).log_softmax(dim=-1)
         del logits
         return -(expected.flatten(0, -2) * log_probabilities).sum(dim=-1).mean()
+
+
+class PlainStellarForPreTraining(StellarForPreTraining):
+    objective_class = PlainObjective
 
 
 MODELS = {"ours": StellarForPreTraining, "plain": PlainStellarForPreTraining}
@@ -85,15 +88,15 @@ def make_step(
         # The newer name, where Transformers has it.
         getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     num_patches = (size // config.patch_size) ** 2
-    inputs = {
-        "pixel_values": torch.randn(batch, 3, size, size),
-        "global_pixel_values": torch.randn(batch, arguments.global_views, 3, size, size),
-        "local_pixel_values": torch.randn(batch, arguments.local_views, 3, 96, 96),
-        "noise": torch.rand(batch * arguments.global_views, num_patches),
-    }
     if part != "objective":
-        codes = torch.randint(config.codebook_size, (batch, num_patches))
-        return model, lambda: model(**inputs, code_labels=codes).loss
+        inputs = {
+            "pixel_values": torch.randn(batch, 3, size, size),
+            "global_pixel_values": torch.randn(batch, arguments.global_views, 3, size, size),
+            "local_pixel_values": torch.randn(batch, arguments.local_views, 3, 96, 96),
+            "noise": torch.rand(batch * arguments.global_views, num_patches),
+            "code_labels": torch.randint(config.codebook_size, (batch, num_patches)),
+        }
+        return model, lambda: model(**inputs).loss
 
     def sequences(count: int, patches: int) -> torch.nn.Parameter:
         return torch.nn.Parameter(torch.randn(count, 1 + patches + config.num_sparse_tokens, config.hidden_size))
@@ -101,18 +104,14 @@ def make_step(
     model.clean = sequences(batch, num_patches)
     model.masked = sequences(batch * arguments.global_views, int(num_patches * (1 - config.mask_ratio)))
     model.local = sequences(batch * arguments.local_views, (96 // config.patch_size) ** 2)
-    model.stellar.encode = lambda pixels, kept_patches=None: model.local if kept_patches is None else model.masked
 
     def objective() -> torch.Tensor:
-        terms = model._alignment_terms(
-            inputs["pixel_values"],
-            model.clean,
-            inputs["global_pixel_values"],
-            inputs["local_pixel_values"],
-            inputs["noise"],
-            num_kept=None,
-            temperatures=(config.target_temperature, config.prediction_temperature),
+        (clean_cls, _, clean_tokens), (masked_cls, _, masked_tokens), (local_cls, _, _) = (
+            model.stellar.split(views) for views in (model.clean, model.masked, model.local)
         )
+        alignment = model.objective_class(config, model)
+        clean = alignment.project(model, clean_cls, clean_tokens)
+        terms = alignment.terms(clean, alignment.targets(model, clean), (masked_cls, masked_tokens), local_cls)
         return torch.stack([terms[name] for name in LOSS_TERMS if name in terms]).sum()
 
     return model, objective

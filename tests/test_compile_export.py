@@ -109,6 +109,19 @@ def test_one_exported_program_takes_any_batch_height_and_width(build, model_clas
         torch.testing.assert_close(results, expected, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_exporters_of_transformers_take_pretraining_and_reconstruction(build):
+    exporters = pytest.importorskip("transformers.exporters.exporter_dynamo")
+    for model_class in (StellarForPreTraining, StellarForImageReconstruction):
+        model = build(model_class)
+        exporter, config = exporters.DynamoExporter(), exporters.DynamoConfig(dynamic=True)
+        exported = exporter.export(model, {"pixel_values": torch.randn(3, 3, 48, 40), "return_loss": False}, config)
+        expected = model(PIXELS, return_loss=False)
+        result = exported(pixel_values=PIXELS)
+        for name in ("reconstruction", "sparse_tokens", "localization"):
+            torch.testing.assert_close(result[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "model_class"),

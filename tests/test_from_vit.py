@@ -59,7 +59,9 @@ def checkpoint(tmp_path):
 
 
 def encode_without_sparse_tokens(model: StellarModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    hidden_states = model.embeddings(pixel_values)[:, : -model.config.num_sparse_tokens]
+    hidden_states = model.embeddings(pixel_values, model.embeddings.grid_size(pixel_values))[
+        :, : -model.config.num_sparse_tokens
+    ]
     for layer in model.layers:
         hidden_states = layer(hidden_states)
     return model.layernorm(hidden_states)

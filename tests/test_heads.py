@@ -138,6 +138,15 @@ def test_segmentation_loss_is_cross_entropy_and_dice_of_the_pixels_that_count(bu
     torch.testing.assert_close(output.loss.double(), expected, rtol=1e-5, atol=0)
 
 
+def test_segmentation_loss_of_ignored_pixels_alone_is_zero(build):
+    """A batch without labelled pixels leaves a step as it is, instead of turning all weights into NaN."""
+    model = build(StellarForSemanticSegmentation).train()
+    loss = model(ODD_PIXELS, labels=torch.full((2, 52, 37), 255)).loss
+    loss.backward()
+    assert loss == 0
+    assert all((weight.grad == 0).all() for weight in model.parameters())
+
+
 def test_dice_of_perfect_and_of_wrong_predictions():
     labels = torch.tensor([[[0, 0, 2], [2, 255, 2]]])
     right = 100.0 * F.one_hot(labels.where(labels < 3, 0), 3).permute(0, 3, 1, 2)
@@ -200,6 +209,11 @@ def test_backbone_is_found_and_keeps_its_choice_of_layers(build, tiny_config, tm
             (model_class, {"pixel_values": torch.zeros(2, 1, 32, 32)}, r"\(2, 1, 32, 32\), but must be \(batch, 3, he")
             for model_class in HEADS
         ),
+        *((model_class, {"pixel_values": [1.0]}, r"pixel_values are a list, but must be") for model_class in HEADS),
+        (StellarForImageClassification, {"labels": [0, 1]}, "labels are a list, but must be a tensor with a row for"),
+        (StellarForImageClassification, {"labels": torch.zeros(3).long()}, r"shape \(3,\), but .* each of 2 images"),
+        (StellarForSemanticSegmentation, {"labels": torch.zeros(2, 8, 8)}, "labels are torch.float32, but must be an"),
+        (StellarForSemanticSegmentation, {"labels": [[0]]}, "labels are a list, but must be an int64 tensor"),
     ],
 )
 def test_wrong_inputs_are_refused_in_a_sentence(build, model_class, inputs, message):
@@ -209,7 +223,7 @@ def test_wrong_inputs_are_refused_in_a_sentence(build, model_class, inputs, mess
 
 def test_codes_of_a_wrong_shape_and_tokens_that_do_not_fit_are_refused(build):
     model = build(StellarForImageReconstruction, reconstruction_target="codes")
-    with pytest.raises(ValueError, match=r"code_labels are of shape \(2, 9\), but .* \(2, 16\)"):
+    with pytest.raises(ValueError, match=r"code_labels are a tensor of shape \(2, 9\), but .* \(2, 16\)"):
         model(PIXELS, code_labels=torch.zeros(2, 9).long())
     for code in (-1, 16):
         with pytest.raises(ValueError, match=f"code_labels hold {code}, but codebook_size is 16"):

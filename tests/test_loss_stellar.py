@@ -18,6 +18,7 @@ import stellar_hf
 from stellar_hf.loss_stellar import (
     expected_prototypes,
     koleo_loss,
+    localization_sharpness,
     masking_noise,
     match_tokens,
     matching_plan,
@@ -433,8 +434,10 @@ grids = st.tuples(st.integers(2, 12), st.integers(2, 12))
 
 @few
 @given(st.integers(1, 1024), st.floats(0, 0.999))
-def test_number_of_kept_patches(num_patches, mask_ratio):
-    assert num_kept_patches(num_patches, mask_ratio) == max(int(num_patches * (1 - mask_ratio)), 1)
+def test_kept_patches_are_the_share_that_is_not_masked_and_at_least_one(num_patches, mask_ratio):
+    kept = num_kept_patches(num_patches, mask_ratio)
+    assert 1 <= kept <= num_patches
+    assert kept == 1 or 0 <= num_patches * (1 - mask_ratio) - kept < 1
 
 
 def test_number_of_kept_patches_of_the_paper():
@@ -554,3 +557,27 @@ def test_token_diversity_ignores_length_and_order(seed, dtype):
     tokens = normal(seed, 2, 5, 8, dtype=dtype)
     lengths = torch.tensor([0.5, 1.0, 2.0, 4.0, 8.0], dtype=dtype)[:, None]
     torch.testing.assert_close(token_diversity((tokens * lengths)[:, permutation(seed, 5)]), token_diversity(tokens))
+
+
+def test_localization_sharpness_is_the_mean_largest_share_of_a_patch():
+    localization = torch.tensor([[[0.7, 0.2, 0.1], [0.4, 0.4, 0.2]], [[0.0, 0.0, 1.0], [0.5, 0.5, 0.0]]])
+    assert localization_sharpness(localization).item() == pytest.approx((0.7 + 0.4 + 1 + 0.5) / 4)
+    assert localization_sharpness(torch.full((2, 9, 4), 0.25, dtype=torch.bfloat16)) == 0.25
+
+
+OFTEN, RARELY, MOSTLY = [0.75, 0.25], [0.25, 0.75], [0.9, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("images", "entropy", "information"),
+    [
+        ([[OFTEN, RARELY], [OFTEN, RARELY]], 1, 1),  # the slot alone decides
+        ([[OFTEN, RARELY], [RARELY, OFTEN]], 1, 0),  # the slot says nothing
+        # H(5/8) = 0.6616 nats; of slots H(5/8) - (H(3/4) + H(1/2)) / 2 = 0.0338, of tokens H(5/8) - H(3/4) = 0.0992.
+        ([[OFTEN, RARELY], [OFTEN, OFTEN]], 0.9544, 0.3409),
+        ([[MOSTLY, MOSTLY], [MOSTLY, MOSTLY]], 0.4690, 0),  # H(0.9) / ln 2; nothing tells tokens apart
+    ],
+)
+def test_prototype_usage_of_soft_assignments(images, entropy, information):
+    values = [value.item() for value in prototype_usage(torch.tensor(images))]
+    assert values == pytest.approx([entropy, information], abs=1e-4)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stellar_hf import StellarForPreTraining, StellarModel
 from stellar_hf.loss_stellar import num_kept_patches
-from stellar_hf.modeling_stellar import LOSS_TERMS
+from stellar_hf.objective_stellar import LOSS_TERMS, StellarObjective
 
 VARIANTS = {
     "pixels": {},
@@ -119,7 +119,7 @@ def test_dropping_patches_before_embedding_equals_dropping_them_after(build, siz
     num_patches = (size[0] // 8) * (size[1] // 8)
     kept = images(3, num_patches).argsort(dim=1)[:, :5]
 
-    embeddings = model.embeddings(pixel_values)
+    embeddings = model.embeddings(pixel_values, (size[0] // 8, size[1] // 8))
     patches = torch.take_along_dim(embeddings[:, 1:-4], kept[..., None], dim=1)
     expected = torch.cat([embeddings[:, :1], patches, embeddings[:, -4:]], dim=1)
     for layer in model.layers:
@@ -417,6 +417,61 @@ def test_code_model_without_codes_has_a_reconstruction_but_no_loss(build):
     assert output.reconstruction.shape == (2, 12, 16)
 
 
+@torch.no_grad()
+def test_diagnostics_tell_a_uniform_model_from_a_decided_one(build):
+    model = build(StellarForPreTraining)
+    model.stellar.localization.sparse_projection.weight.zero_()
+    model.clustering_head.prototypes.zero_()
+    output = model(**batch(model.config))
+    assert output.localization_sharpness == 0.25  # each patch belongs to all four tokens alike
+    assert output.prototype_entropy.item() == pytest.approx(1) and output.slot_information.item() < 1e-3
+
+    model = build(StellarForPreTraining)
+    model.stellar.localization.temperature = 1e-6
+    model.clustering_head.layers[-1].weight.zero_()
+    model.clustering_head.layers[-1].bias.copy_(torch.eye(8)[0])
+    model.clustering_head.prototypes.copy_(100 * torch.eye(12, 8))
+    output = model(**batch(model.config))
+    assert output.localization_sharpness > 0.99
+    assert output.prototype_entropy < 1e-6  # one prototype takes every token
+
+
+@torch.no_grad()
+def test_slot_information_is_that_of_the_predictions(build):
+    """Projections that know their slot alone, whatever the image: told by the predictions, not by balanced targets."""
+    model = build(StellarForPreTraining)
+    head = model.clustering_head
+    head.prototypes.copy_(torch.eye(12, 8))
+    views = StellarObjective(model.config, model).project(model, torch.randn(6, 32), torch.randn(6, 4, 32))
+    views.projections = torch.eye(8)[[0, 0, 1, 1]].expand(6, 4, 8)
+    for temperature, entropy in ((0.01, 0.2789), (1e6, 1.0)):  # ln 2 / ln 12: two of the twelve
+        targets = StellarObjective(model.config, model, prediction_temperature=temperature).targets(model, views)
+        assert targets.prototype_entropy.item() == pytest.approx(entropy, abs=1e-3)
+    views.projections = torch.eye(8)[[0, 1, 2, 3]].expand(6, 4, 8)
+    targets = StellarObjective(model.config, model, prediction_temperature=0.01).targets(model, views)
+    assert targets.slot_information.item() == pytest.approx(1)
+
+
+class NextSlot(StellarObjective):
+    """A variant without matching: each token is compared with the target of the slot before its own."""
+
+    def match(self, tokens, targets):
+        expected = targets.expected.roll(1, dims=1).repeat_interleave(len(tokens) // len(targets.tokens), dim=0)
+        return expected, tokens.new_zeros(())
+
+
+class NextSlotForPreTraining(StellarForPreTraining):
+    objective_class = NextSlot
+
+
+def test_a_step_of_the_objective_can_be_varied(build):
+    inputs = batch(build(StellarForPreTraining).config)
+    usual, varied = (build(model_class)(**inputs) for model_class in (StellarForPreTraining, NextSlotForPreTraining))
+    assert varied.matched_fraction == 0 and not torch.equal(varied.masked_loss, usual.masked_loss)
+    for name in set(LOSS_TERMS) - {"masked_loss"}:
+        assert torch.equal(varied[name], usual[name])
+
+
 @every_variant
 def test_diagnostics_are_in_their_ranges(build, fields):
     model = build(StellarForPreTraining, **fields)
@@ -494,18 +549,33 @@ CODES = {"reconstruction_target": "codes"}
 @pytest.mark.parametrize(
     ("fields", "changes", "message"),
     [
-        ({}, {"pixel_values": (2, 1, 32, 32)}, "pixel_values have shape (2, 1, 32, 32), but must be (batch, 3, "),
-        ({}, {"pixel_values": (3, 32, 32)}, "pixel_values have shape (3, 32, 32), but must be (batch, 3, "),
+        (
+            {},
+            {"pixel_values": (2, 1, 32, 32)},
+            "pixel_values are a tensor of shape (2, 1, 32, 32), but must be (batch, 3, ",
+        ),
+        ({}, {"pixel_values": (3, 32, 32)}, "pixel_values are a tensor of shape (3, 32, 32), but must be (batch, 3, "),
         ({}, {"pixel_values": (2, 3, 7, 32)}, "7x32 pixels are smaller than one patch of 8x8"),
         ({}, {"local_pixel_values": (2, 2, 3, 4, 4)}, "4x4 pixels are smaller than one patch of 8x8"),
-        ({}, {"global_pixel_values": (4, 3, 32, 32)}, "global_pixel_values have shape (4, 3, 32, 32), but must be "),
-        ({}, {"local_pixel_values": (4, 3, 16, 16)}, "local_pixel_values have shape (4, 3, 16, 16), but must be "),
-        ({}, {"global_pixel_values": (4, 2, 3, 32, 32)}, "global_pixel_values have shape (4, 2, 3, 32, 32), but must"),
-        ({}, {"local_pixel_values": (3, 2, 3, 16, 16)}, "local_pixel_values have shape (3, 2, 3, 16, 16), but must"),
-        ({}, {"noise": (4, 15)}, "noise has shape (4, 15), but must be (batch * global views, patches) = (4, 16)"),
-        ({}, {"noise": (2, 16)}, "noise has shape (2, 16)"),
+        ({}, {"global_pixel_values": (4, 3, 32, 32)}, "global_pixel_values are a tensor of shape (4, 3, 32, 32)"),
+        ({}, {"local_pixel_values": (4, 3, 16, 16)}, "local_pixel_values are a tensor of shape (4, 3, 16, 16)"),
+        (
+            {},
+            {"global_pixel_values": (4, 2, 3, 32, 32)},
+            "global_pixel_values are a tensor of shape (4, 2, 3, 32, 32)",
+        ),
+        ({}, {"local_pixel_values": (3, 2, 3, 16, 16)}, "local_pixel_values are a tensor of shape (3, 2, 3, 16, 16)"),
+        (
+            {},
+            {"noise": (4, 15)},
+            "noise is a tensor of shape (4, 15), but must be (batch * global views, patches) = (4, 16)",
+        ),
+        ({}, {"noise": (2, 16)}, "noise is a tensor of shape (2, 16)"),
+        ({}, {"pixel_values": (0, 3, 32, 32)}, "shape (0, 3, 32, 32), but must be (batch, 3, height, width), of one"),
+        ({}, {"global_pixel_values": (2, 0, 3, 32, 32)}, "shape (2, 0, 3, 32, 32), but must be "),
+        ({}, {"local_pixel_values": (2, 0, 3, 16, 16)}, "shape (2, 0, 3, 16, 16), but must be "),
         ({"use_teacher": True}, {"global_pixel_values": (2, 1, 3, 32, 32)}, "make at least two global views"),
-        (CODES, {"code_labels": (2, 15)}, "code_labels are of shape (2, 15)"),
+        (CODES, {"code_labels": (2, 15)}, "code_labels are a tensor of shape (2, 15), but"),
         (CODES, {"code_labels": None}, "code_labels are missing"),
     ],
 )
@@ -514,6 +584,35 @@ def test_wrong_inputs_are_named(build, fields, changes, message):
     changed = {name: shape and torch.zeros(shape) for name, shape in changes.items()}
     with pytest.raises(ValueError, match=re.escape(message)):
         model(**{**batch(model.config), **changed})
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "message"),
+    [
+        ({}, {"pixel_values": [[0.5]]}, "pixel_values are a list, but must be (batch, 3, height, width)"),
+        ({}, {"pixel_values": "cat.jpg"}, "pixel_values are a str, but must be"),
+        (
+            {},
+            {"pixel_values": torch.zeros(2, 3, 32, 32).byte()},
+            "pixel_values are torch.uint8, but must be normalized",
+        ),
+        ({}, {"global_pixel_values": [1, 2]}, "global_pixel_values are a list, but must be (batch, views, "),
+        ({}, {"local_pixel_values": 3}, "local_pixel_values are a int, but must be (batch, views, "),
+        ({}, {"noise": 0.5}, "noise is a float, but must be"),
+        ({}, {"num_kept": 0}, "num_kept is 0, but must be an integer in [1, 16]"),
+        ({}, {"num_kept": 2.5}, "num_kept is 2.5, but must be an integer in [1, 16]"),
+        ({}, {"target_temperature": torch.nan}, "target_temperature is nan, but must be a positive number"),
+        ({}, {"prediction_temperature": torch.inf}, "prediction_temperature is inf, but must be a positive number"),
+        ({}, {"prediction_temperature": -1}, "prediction_temperature is -1, but must be a positive number"),
+        ({}, {"target_temperature": "0.1"}, "target_temperature is '0.1', but must be a positive number"),
+        (CODES, {"code_labels": [1, 2]}, "code_labels are a list, but"),
+        (CODES, {"code_labels": torch.zeros(2, 16)}, "code_labels are torch.float32, but must be an int64 tensor"),
+    ],
+)
+def test_values_of_wrong_types_are_named(build, fields, changes, message):
+    model = build(StellarForPreTraining, **fields)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(**{**batch(model.config), **changes})
 
 
 def test_localization_noise_sways_training_alone(build):

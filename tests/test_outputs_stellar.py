@@ -79,6 +79,23 @@ def test_trainer_predicts(models, tmp_path, model_class):
 
 
 @pytest.mark.parametrize("model_class", [StellarForPreTraining, StellarForImageReconstruction])
+def test_trainer_reports_the_evaluation_loss(models, tmp_path, model_class):
+    metrics = trainer_of(models[model_class], tmp_path).evaluate([{"pixel_values": image} for image in PIXELS])
+    with torch.no_grad():
+        losses = [models[model_class](batch).loss for batch in PIXELS.split(2)]
+    # The Trainer counts a batch's mean once an image.
+    assert metrics["eval_loss"] == pytest.approx((2 * losses[0] + 2 * losses[1] + losses[2]).item() / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("model_class", [StellarForPreTraining, StellarForImageReconstruction])
+def test_codes_are_given_by_name_and_by_place(tiny_config, model_class):
+    model = model_class(tiny_config(reconstruction_target="codes")).eval()
+    codes = torch.zeros(5, 12, dtype=torch.int64)
+    views = () if model_class is StellarForImageReconstruction else (None, None)
+    assert torch.equal(model(PIXELS, *views, codes).loss, model(PIXELS, code_labels=codes).loss)
+
+
+@pytest.mark.parametrize("model_class", [StellarForPreTraining, StellarForImageReconstruction])
 def test_trainer_computes_metrics_of_codes(tiny_config, tmp_path, model_class):
     def share_of_right_codes(prediction):
         (logits,) = (values for values in prediction.predictions if values.shape[-1:] == (16,))

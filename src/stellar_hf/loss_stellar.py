@@ -199,8 +199,8 @@ def koleo_loss(sparse_tokens: torch.Tensor) -> torch.Tensor:
         if tokens.shape[1] == 1:
             return tokens.sum() * 0.0
         with torch.no_grad():
-            similarity = tokens @ tokens.transpose(1, 2)
-            similarity.diagonal(dim1=1, dim2=2).fill_(-math.inf)
+            itself = torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+            similarity = (tokens @ tokens.transpose(1, 2)).masked_fill_(itself, -math.inf)
             nearest = similarity.argmax(dim=-1, keepdim=True)  # (B, r, 1)
         distance = F.pairwise_distance(tokens, torch.take_along_dim(tokens, nearest, dim=1), eps=1e-8)
         return -torch.log(0.5 * distance + 1e-8).mean()
@@ -282,6 +282,19 @@ def prototype_cross_entropy(
 
 
 # Segmentation --------------------------------------------------------------------------------------------------------
+
+
+def pixel_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+    """
+    Mean cross entropy of the pixels that count.
+
+    Args and constraints as in [`dice_loss`].
+
+    Returns:
+        Scalar float32; 0, with gradients of 0, if every pixel is ignored.
+    """
+    counted = (labels != ignore_index).sum().clamp_min(1)
+    return F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum") / counted
 
 
 def dice_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
@@ -420,3 +433,17 @@ def token_diversity(sparse_tokens: torch.Tensor) -> torch.Tensor:
         similarity = tokens @ tokens.transpose(1, 2)
     off_diagonal = similarity.sum(dim=(1, 2)) - similarity.diagonal(dim1=1, dim2=2).sum(dim=1)
     return (1 - off_diagonal / (num_tokens * (num_tokens - 1))).mean()
+
+
+@torch.no_grad()
+def localization_sharpness(localization: torch.Tensor) -> torch.Tensor:
+    """
+    Mean largest share of a patch: near 1 where each patch belongs to one token, 1 / r where it belongs to all alike.
+
+    Args:
+        localization: (B, N, r) floating point; rows sum to one.
+
+    Returns:
+        Scalar float32 in [1 / r, 1].
+    """
+    return localization.float().amax(dim=-1).mean()

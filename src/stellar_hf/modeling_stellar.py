@@ -7,6 +7,7 @@ Source of the mathematics: "Learning Sparse Visual Representations via Spatial-S
 arXiv 2602.01905. Shapes are written with B images, N = h * w patches, r sparse tokens, hidden size d, K prototypes.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,31 +38,23 @@ from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder,
 from .localization_stellar import resolve_grid_size
 from .loss_stellar import (
     dice_loss,
-    expected_prototypes,
-    koleo_loss,
-    masking_noise,
-    match_tokens,
-    matched_fraction,
-    num_kept_patches,
-    prototype_cross_entropy,
-    prototype_usage,
-    sinkhorn_knopp,
+    localization_sharpness,
+    pixel_cross_entropy,
     standardize,
     token_diversity,
     without_autocast,
 )
+from .objective_stellar import (
+    LOSS_TERMS,
+    ProjectedView,
+    StellarObjective,
+    Targets,
+    check_views,
+    describe,
+    kept_patches,
+)
 
 logger = logging.get_logger(__name__)
-
-# The weighted terms that add up to the loss, by their names in the output of pre-training.
-LOSS_TERMS = (
-    "reconstruction_loss",
-    "koleo_loss",
-    "clustering_loss",
-    "cls_clustering_loss",
-    "masked_loss",
-    "cls_view_loss",
-)
 
 # Outputs -------------------------------------------------------------------------------------------------------------
 
@@ -299,10 +292,9 @@ class StellarEmbeddings(nn.Module):
     def forward(
         self,
         pixel_values: torch.Tensor,
+        grid_size: tuple[int, int],
         kept_patches: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = True,
     ) -> torch.Tensor:
-        grid_size = self.grid_size(pixel_values, interpolate_pos_encoding)
         positions = self.patch_positions(grid_size)
         if kept_patches is not None:
             positions = positions.squeeze(0)[kept_patches]
@@ -314,12 +306,22 @@ class StellarEmbeddings(nn.Module):
         return self.dropout(torch.cat([cls_token, patches, sparse_tokens], dim=1))
 
     def grid_size(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True) -> tuple[int, int]:
-        """Patches (h, w) of `pixel_values`; `ValueError` on a shape that the encoder cannot take."""
+        """Patches (h, w) of `pixel_values`; `ValueError` on what the encoder cannot take."""
         config = self.config
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != config.num_channels:
+        if (
+            not isinstance(pixel_values, torch.Tensor)
+            or pixel_values.ndim != 4
+            or pixel_values.shape[1] != config.num_channels
+            or pixel_values.shape[0] < 1
+        ):
             raise ValueError(
-                f"pixel_values have shape {tuple(pixel_values.shape)}, but must be (batch, {config.num_channels}, "
-                "height, width). Convert images with the image processor."
+                f"pixel_values are {describe(pixel_values)}, but must be (batch, {config.num_channels}, height, "
+                "width), of one image at least. Convert images with the image processor."
+            )
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values are {pixel_values.dtype}, but must be normalized floating point numbers: convert "
+                "images with the image processor."
             )
         height, width = pixel_values.shape[-2:]
         if min(height, width) < config.patch_size:
@@ -429,12 +431,13 @@ class StellarDecoder(nn.Module):
         if self.target == "pixels":
             height, width = reconstruction.shape[-2:]  # without the rim that patches do not tile
             return F.mse_loss(reconstruction.float(), image[..., :height, :width])
-        if code_labels is None or code_labels.shape != reconstruction.shape[:2]:
-            found = "missing" if code_labels is None else f"of shape {tuple(code_labels.shape)}"
+        if not isinstance(code_labels, torch.Tensor) or code_labels.shape != reconstruction.shape[:2]:
+            found = "missing" if code_labels is None else describe(code_labels)
             raise ValueError(
                 f"code_labels are {found}, but a model with reconstruction_target='codes' needs the tokenizer's codes "
                 f"of the clean view as {tuple(reconstruction.shape[:2])}."
             )
+        _check_integers(code_labels, "code_labels")
         _check_range(code_labels, reconstruction.shape[2], "code_labels", "codebook_size")
         return F.cross_entropy(reconstruction.float().flatten(0, 1), code_labels.flatten())
 
@@ -607,7 +610,7 @@ class StellarModel(StellarPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         kept_patches: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool = True,
+        grid_size: tuple[int, int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
@@ -617,13 +620,14 @@ class StellarModel(StellarPreTrainedModel):
             pixel_values: (B, C, H, W), normalized.
             kept_patches: (B, kept) int64 row-major indices of the patches to keep; the others are dropped before they
                 are embedded. All by default.
-            interpolate_pos_encoding: As in `forward`.
+            grid_size: Patches (h, w) of the images, where they are known already.
 
         Returns:
             (B, 1 + N or kept + r, d): CLS, patches and sparse tokens after the final LayerNorm.
         """
+        grid_size = grid_size or self.embeddings.grid_size(pixel_values)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
-        hidden_states = self.embeddings(pixel_values, kept_patches, interpolate_pos_encoding)
+        hidden_states = self.embeddings(pixel_values, grid_size, kept_patches)
         for layer in self.layers:
             hidden_states = layer(hidden_states, **kwargs)
         return self.layernorm(hidden_states)
@@ -654,20 +658,21 @@ class StellarModel(StellarPreTrainedModel):
             [`StellarModelOutput`]
 
         Raises:
-            ValueError: On a wrong number of channels or an image smaller than a patch.
+            ValueError: On anything but floating point images of the right number of channels, no images, or images
+                smaller than a patch.
         """
-        last_hidden_state = self.encode(pixel_values, None, interpolate_pos_encoding, **kwargs)
+        grid_size = self.embeddings.grid_size(pixel_values, interpolate_pos_encoding)
+        last_hidden_state = self.encode(pixel_values, grid_size=grid_size, **kwargs)
         _, dense_features, sparse_tokens = self.split(last_hidden_state)
-        grid_size = [
-            pixel_values.new_full(pixel_values.shape[:1], side, dtype=torch.int64)
-            for side in self.embeddings.grid_size(pixel_values)
-        ]
+        batch_size = pixel_values.shape[:1]
         return StellarModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=sparse_tokens.mean(dim=1),
             sparse_tokens=sparse_tokens,
             localization=None if self.localization is None else self.localization(dense_features, sparse_tokens),
-            grid_size=torch.stack(grid_size, dim=1),
+            grid_size=torch.stack(
+                [pixel_values.new_full(batch_size, side, dtype=torch.int64) for side in grid_size], dim=1
+            ),
         )
 
 
@@ -681,16 +686,15 @@ class StellarTeacher(nn.Module):
         self.cls_clustering_head = StellarClusteringHead(config)
 
 
-@dataclass
-class _Targets:
-    """What the views of an image have to predict; no gradient except through `expected` to the prototypes."""
-
-    tokens: torch.Tensor  # (B, r, d), to match predictions against
-    expected: torch.Tensor  # (B, r, dim), A W of each target token
-    cls_expected: torch.Tensor  # (B, dim)
-    prototype_entropy: torch.Tensor  # ()
-    slot_information: torch.Tensor  # ()
-    prediction_temperature: float  # of the predictions that are compared with them
+def _without_label_names(forward: Callable) -> Callable:
+    """
+    Shows `forward` without its `code_labels` to those that inspect it: the Trainer takes every argument with "label"
+    in its name for a label, and has no `eval_loss` for batches without it, whatever else gives a loss.
+    """
+    signature = inspect.signature(forward)
+    shown = [parameter for name, parameter in signature.parameters.items() if name != "code_labels"]
+    forward.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    return forward
 
 
 class StellarForPreTraining(StellarPreTrainedModel):
@@ -705,6 +709,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
     random values of their own, so call `update_teacher(0.0)` once after adding the adapters.
     """
 
+    objective_class = StellarObjective
     _keys_to_ignore_on_load_missing = [r"^teacher\."]  # it then starts as a copy
 
     def __init__(self, config: StellarConfig):
@@ -781,6 +786,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
 
     # Objective
 
+    @_without_label_names
     @can_return_tuple
     def forward(
         self,
@@ -803,13 +809,15 @@ class StellarForPreTraining(StellarPreTrainedModel):
                 Without them the objective has no masked terms.
             local_pixel_values (`torch.Tensor` of shape `(B, V, C, h, w)`, *optional*): Local views.
             code_labels (`torch.Tensor` of shape `(B, N)`, *optional*): int64 codes of the clean view under the frozen
-                tokenizer; needed for the loss of a model with `reconstruction_target="codes"`.
+                tokenizer; needed for the loss of a model with `reconstruction_target="codes"`. The stock `Trainer`
+                keeps such a column, and gives it to `compute_metrics`, with `label_names=["code_labels"]`.
             noise (`torch.Tensor` of shape `(B * G, N)`, *optional*): Masking scores of the global views, image-major,
                 lowest kept, used as they are. Drawn by [`masking_noise`] by default; without global views there is
                 nothing to mask.
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the objective, which needs all weights in
-                memory. A code model without `code_labels` and views returns no loss either.
+                memory. A code model without `code_labels` and views returns no loss either, nor does an exported
+                program.
             num_kept (`int`, *optional*): Patches that each masked view keeps, in [1, N]; by default what
                 `config.mask_ratio` leaves. For schedules, which do not touch the configuration. A number, since a
                 compiled model takes any after its second one, but would be compiled anew for each ratio.
@@ -827,10 +835,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
                 patches or a temperature out of range, a loss with offloaded weights, or pixels that [`StellarModel`]
                 refuses.
         """
-        temperatures = (
-            self._temperature("target_temperature", target_temperature),
-            self._temperature("prediction_temperature", prediction_temperature),
-        )
+        objective = self.objective_class(self.config, self, target_temperature, prediction_temperature)
         outputs = self.stellar(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
         grid_size = self.stellar.embeddings.grid_size(pixel_values)
         reconstruction = self.decoder(outputs.sparse_tokens, outputs.localization, grid_size)
@@ -838,18 +843,18 @@ class StellarForPreTraining(StellarPreTrainedModel):
         terms: dict[str, torch.Tensor] = {}
         codes_missing = self.config.reconstruction_target == "codes" and code_labels is None
         has_views = global_pixel_values is not None or local_pixel_values is not None
-        if return_loss and (has_views or not codes_missing):
+        # Programs are exported without the objective, which is bound to a size of the batch.
+        if return_loss and (has_views or not codes_missing) and not torch.compiler.is_exporting():
             self._check_weights_are_in_memory(pixel_values.device)
             self._check_views(pixel_values.shape[0], global_pixel_values, local_pixel_values)
-            terms = self._alignment_terms(
-                pixel_values,
-                outputs.last_hidden_state,
-                global_pixel_values,
-                local_pixel_values,
-                noise,
-                num_kept,
-                temperatures,
-            )
+            clean = objective.project(self, outputs.last_hidden_state[:, 0], outputs.sparse_tokens)
+            targets = self._targets(objective, clean, pixel_values, global_pixel_values)
+            masked = local_cls = None
+            if global_pixel_values is not None:
+                masked = self._encode_masked(global_pixel_values, noise, num_kept)
+            if local_pixel_values is not None:
+                local_cls = self.stellar.encode(local_pixel_values.flatten(0, 1))[:, 0]
+            terms = objective.terms(clean, targets, masked, local_cls)
             loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
             terms["reconstruction_loss"] = self._reconstruction_weight * loss
             terms["loss"] = torch.stack([terms[name] for name in LOSS_TERMS]).sum()
@@ -860,17 +865,10 @@ class StellarForPreTraining(StellarPreTrainedModel):
             localization=outputs.localization,
             grid_size=outputs.grid_size,
             token_diversity=token_diversity(outputs.sparse_tokens),
-            localization_sharpness=outputs.localization.detach().float().amax(dim=-1).mean(),
+            localization_sharpness=localization_sharpness(outputs.localization),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _temperature(self, name: str, given: float | None) -> float:
-        if given is None:
-            return getattr(self.config, name)
-        if given <= 0:
-            raise ValueError(f"{name} is {given}, but must be positive.")
-        return given
 
     def _check_weights_are_in_memory(self, device: torch.device) -> None:
         # Offloaded weights are loaded for the forward of their module alone; the objective reads prototypes elsewhere.
@@ -887,110 +885,30 @@ class StellarForPreTraining(StellarPreTrainedModel):
         global_pixel_values: torch.Tensor | None,
         local_pixel_values: torch.Tensor | None,
     ) -> None:
-        for name, views in (("global_pixel_values", global_pixel_values), ("local_pixel_values", local_pixel_values)):
-            if views is not None and (views.ndim != 5 or views.shape[0] != batch_size):
-                raise ValueError(
-                    f"{name} have shape {tuple(views.shape)}, but must be (batch, views, channels, height, width) "
-                    f"with the batch of pixel_values, {batch_size}."
-                )
+        check_views("global_pixel_values", global_pixel_values, batch_size)
+        check_views("local_pixel_values", local_pixel_values, batch_size)
         if self.teacher is not None and global_pixel_values is not None and global_pixel_values.shape[1] < 2:
             raise ValueError(
                 "With use_teacher=True the teacher sees the second global view, but global_pixel_values have shape "
                 f"{tuple(global_pixel_values.shape)}: make at least two global views."
             )
 
-    def _alignment_terms(
-        self,
-        pixel_values: torch.Tensor,
-        last_hidden_state: torch.Tensor,
-        global_pixel_values: torch.Tensor | None,
-        local_pixel_values: torch.Tensor | None,
-        noise: torch.Tensor | None,
-        num_kept: int | None,
-        temperatures: tuple[float, float],
-    ) -> dict[str, torch.Tensor]:
-        """Every weighted term but the reconstruction, and the diagnostics of prototypes and matching."""
-        config = self.config
-        cls, _, tokens = self.stellar.split(last_hidden_state)
-        projections, cls_projections = self.clustering_head(tokens), self.cls_clustering_head(cls)
-        if self.teacher is None:
-            targets = self._targets(self, tokens, projections, cls_projections, temperatures)
-            clean_expected = targets.expected
-        else:
-            # Without views, as in a mere evaluation, the teacher looks at the clean one.
-            view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
-            targets = self._targets(self.teacher, *self._teacher_outputs(self.teacher, view), temperatures)
-            clean_expected, _ = self._matched_expected(tokens, targets)
-
-        diagnostics = {
-            "prototype_entropy": targets.prototype_entropy,
-            "slot_information": targets.slot_information,
-        }
-        koleo = koleo_loss(tokens)
-        masked = cls_view = koleo.new_zeros(())
-        if global_pixel_values is not None:
-            masked_cls, masked_tokens = self._encode_masked(global_pixel_values, noise, num_kept)
-            koleo = koleo + koleo_loss(masked_tokens)
-            masked_projections = self.clustering_head(masked_tokens)
-            masked_expected, diagnostics["matched_fraction"] = self._matched_expected(masked_tokens, targets)
-            masked = self._cross_entropy(
-                self.clustering_head, masked_projections, masked_expected, targets.prediction_temperature
-            )
-            cls_view = config.masked_weight * self._cls_view_loss(masked_cls, targets)
-        if local_pixel_values is not None:
-            local_cls = self.stellar.encode(local_pixel_values.flatten(0, 1))[:, 0]
-            cls_view = cls_view + config.local_weight * self._cls_view_loss(local_cls, targets)
-
-        clustering = self._cross_entropy(
-            self.clustering_head, projections, clean_expected, targets.prediction_temperature
-        )
-        cls_clustering = self._cross_entropy(
-            self.cls_clustering_head, cls_projections, targets.cls_expected, targets.prediction_temperature
-        )
-        return {
-            "koleo_loss": config.koleo_weight * koleo,
-            "clustering_loss": config.clustering_weight * clustering,
-            "cls_clustering_loss": config.clustering_weight * cls_clustering,
-            "masked_loss": config.masked_weight * masked,
-            "cls_view_loss": cls_view,
-            **diagnostics,
-        }
-
     def _targets(
         self,
-        source: "StellarForPreTraining | StellarTeacher",
-        tokens: torch.Tensor,
-        projections: torch.Tensor,
-        cls_projections: torch.Tensor,
-        temperatures: tuple[float, float],
-    ) -> _Targets:
-        """Sinkhorn targets from the heads of `source` (the model or its teacher), as mean prototypes of the model."""
-        target_temperature, prediction_temperature = temperatures
+        objective: StellarObjective,
+        clean: ProjectedView,
+        pixel_values: torch.Tensor,
+        global_pixel_values: torch.Tensor | None,
+    ) -> Targets:
+        """The targets of each image: from its clean view, or from what the teacher sees in the second global one."""
+        if self.teacher is None:
+            return objective.targets(self, clean)
+        # Without views, as in a mere evaluation, the teacher looks at the clean one.
+        view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
         with torch.no_grad():
-            logits = source.clustering_head.logits(projections)  # (B, r, K)
-            cls_logits = source.cls_clustering_head.logits(cls_projections)  # (B, K)
-            assignments = self._sinkhorn(logits.flatten(0, 1), target_temperature).view_as(logits)
-            cls_assignments = self._sinkhorn(cls_logits, target_temperature)
-            usage, slot_information = prototype_usage((logits / prediction_temperature).softmax(dim=-1))
-        return _Targets(
-            tokens=tokens.detach(),
-            expected=expected_prototypes(assignments, self.clustering_head.prototypes),
-            cls_expected=expected_prototypes(cls_assignments, self.cls_clustering_head.prototypes),
-            prototype_entropy=usage,
-            slot_information=slot_information,
-            prediction_temperature=prediction_temperature,
-        )
-
-    @torch.no_grad()
-    def _teacher_outputs(
-        self, teacher: StellarTeacher, pixel_values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The teacher's sparse tokens (B, r, d), and the projections of its tokens and CLS."""
-        cls, _, tokens = self.stellar.split(teacher.stellar.encode(pixel_values))
-        return tokens, teacher.clustering_head(tokens), teacher.cls_clustering_head(cls)
-
-    def _sinkhorn(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-        return sinkhorn_knopp(logits, temperature, self.config.sinkhorn_iterations, self.config.sinkhorn_scale)
+            cls, _, tokens = self.stellar.split(self.teacher.stellar.encode(view))
+            seen = objective.project(self.teacher, cls, tokens)
+        return objective.targets(self.teacher, seen)
 
     def _encode_masked(
         self, global_pixel_values: torch.Tensor, noise: torch.Tensor | None, num_kept: int | None
@@ -998,49 +916,9 @@ class StellarForPreTraining(StellarPreTrainedModel):
         """(B, G, C, H, W) global views to CLS (B * G, d) and sparse tokens (B * G, r, d) of their kept patches."""
         views = global_pixel_values.flatten(0, 1)
         grid_size = self.stellar.embeddings.grid_size(views)
-        num_patches = math.prod(grid_size)
-        if num_kept is None:
-            num_kept = num_kept_patches(num_patches, self.config.mask_ratio)
-        elif not 1 <= num_kept <= num_patches:
-            raise ValueError(
-                f"num_kept is {num_kept}, but must be in [1, {num_patches}], the patches of a global view."
-            )
-        if noise is None:
-            noise = masking_noise(views.shape[0], grid_size, num_kept, self.config.mask_focus, device=views.device)
-        elif noise.shape != (views.shape[0], num_patches):
-            raise ValueError(
-                f"noise has shape {tuple(noise.shape)}, but must be (batch * global views, patches) = "
-                f"{(views.shape[0], num_patches)}."
-            )
-        kept_patches = noise.argsort(dim=1)[:, :num_kept]
-        cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept_patches))
+        kept = kept_patches(self.config, len(views), grid_size, noise, num_kept, views.device)
+        cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept, grid_size))
         return cls, tokens
-
-    def _matched_expected(self, tokens: torch.Tensor, targets: _Targets) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        (B * G, r, dim) targets of the tokens (B * G, r, d) of G views of each image, matched token by token; and the
-        share () of them that are matched one-to-one.
-        """
-        num_views = tokens.shape[0] // targets.tokens.shape[0]
-        index = match_tokens(
-            tokens,
-            targets.tokens.repeat_interleave(num_views, dim=0),
-            self.config.matching_epsilon,
-            self.config.matching_iterations,
-        )
-        expected = targets.expected.repeat_interleave(num_views, dim=0)
-        return torch.take_along_dim(expected, index.unsqueeze(-1), dim=1), matched_fraction(index)
-
-    def _cls_view_loss(self, cls: torch.Tensor, targets: _Targets) -> torch.Tensor:
-        """Cross entropy of the CLS (B * V, d) of V views of each image to the CLS target of the image."""
-        expected = targets.cls_expected.repeat_interleave(cls.shape[0] // targets.cls_expected.shape[0], dim=0)
-        projections = self.cls_clustering_head(cls)
-        return self._cross_entropy(self.cls_clustering_head, projections, expected, targets.prediction_temperature)
-
-    def _cross_entropy(
-        self, head: StellarClusteringHead, projections: torch.Tensor, expected: torch.Tensor, temperature: float
-    ) -> torch.Tensor:
-        return prototype_cross_entropy(projections, expected, head.prototypes, temperature)
 
 
 # Heads ---------------------------------------------------------------------------------------------------------------
@@ -1100,8 +978,7 @@ class StellarForImageClassification(StellarPreTrainedModel):
         logits = self.classifier(self.norm(outputs.pooler_output))
         loss = None
         if labels is not None:
-            if self.num_labels > 1 and labels.dtype == torch.long:
-                _check_range(labels, self.num_labels)
+            _check_classes(labels, pixel_values.shape[0], self.num_labels)
             loss = self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -1176,6 +1053,7 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         ignored = self.config.semantic_loss_ignore_index
+        _check_integers(labels)
         if labels.ndim != 3 or labels.shape[0] != logits.shape[0]:
             raise ValueError(
                 f"labels have shape {tuple(labels.shape)}, but must be (batch, height, width) with one class for each "
@@ -1183,7 +1061,7 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
             )
         _check_range(labels, self.num_labels, ignored=ignored)
         logits = F.interpolate(logits.float(), size=labels.shape[1:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(logits, labels, ignore_index=ignored) + dice_loss(logits, labels, ignored)
+        return pixel_cross_entropy(logits, labels, ignored) + dice_loss(logits, labels, ignored)
 
 
 class StellarForImageReconstruction(StellarPreTrainedModel):
@@ -1246,6 +1124,7 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
             )
         return self.decoder(sparse_tokens, localization, resolve_grid_size(localization.shape[1], grid_size))
 
+    @_without_label_names
     @can_return_tuple
     def forward(
         self,
@@ -1259,7 +1138,8 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): As in [`StellarModel`].
             code_labels (`torch.Tensor` of shape `(B, N)`, *optional*): int64 codes of the images under the frozen
-                tokenizer, for the loss of a model with `reconstruction_target="codes"`.
+                tokenizer, for the loss of a model with `reconstruction_target="codes"`; as in
+                [`StellarForPreTraining`].
             interpolate_pos_encoding (`bool`, defaults to `True`): As in [`StellarModel`].
             return_loss (`bool`, defaults to `True`): Whether to compute the loss; with codes it needs `code_labels`.
             **kwargs: As in [`StellarModel`].
@@ -1287,7 +1167,7 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
         )
 
 
-class StellarBackbone(BackboneMixin, StellarModel):
+class StellarBackbone(BackboneMixin, StellarModel):  # type: ignore[misc]
     """
     The encoder as a backbone of detection and segmentation frameworks: feature maps of chosen layers.
 
@@ -1333,15 +1213,34 @@ class StellarBackbone(BackboneMixin, StellarModel):
         Raises:
             ValueError: On pixels that [`StellarModel`] refuses.
         """
-        hidden_states = self.embeddings(pixel_values.to(self.dtype), interpolate_pos_encoding=interpolate_pos_encoding)
+        grid_size = self.embeddings.grid_size(pixel_values, interpolate_pos_encoding)
+        hidden_states = self.embeddings(pixel_values.to(self.dtype), grid_size)
         stages = [hidden_states]
         for layer in self.layers:
             stages.append(layer(stages[-1], **kwargs))
-        grid_size = self.embeddings.grid_size(pixel_values)
         _, patches, _ = zip(*(self.split(self.layernorm(stages[index])) for index in self.out_indices), strict=True)
         return BackboneOutput(
             feature_maps=tuple(features.transpose(1, 2).unflatten(2, grid_size) for features in patches)
         )
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+def _check_classes(labels: torch.Tensor, batch_size: int, num_labels: int) -> None:
+    """`ValueError` unless `labels` are those of so many images; which loss they mean is the configuration's matter."""
+    if not isinstance(labels, torch.Tensor) or labels.shape[:1] != (batch_size,):
+        raise ValueError(
+            f"labels are {describe(labels)}, but must be a tensor with a row for each of {batch_size} images."
+        )
+    if num_labels > 1 and labels.dtype == torch.long:
+        _check_range(labels, num_labels)
+
+
+def _check_integers(labels: torch.Tensor, name: str = "labels") -> None:
+    if not isinstance(labels, torch.Tensor) or labels.dtype != torch.int64:
+        found = labels.dtype if isinstance(labels, torch.Tensor) else describe(labels)
+        raise ValueError(f"{name} are {found}, but must be an int64 tensor.")
 
 
 def _check_range(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from transformers import AutoImageProcessor
 
-from .. import StellarForImageReconstruction, StellarPipeline
+from .. import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
 from ..data.photo_mosaics import photograph
-from ..features import load_processor
 
 
 def read_images(files: Sequence[str]) -> dict[str, Image.Image]:
@@ -57,7 +57,14 @@ def load_pipeline(
         pipe = StellarPipeline.from_pretrained(pipeline_name_or_path)
     else:
         pipe = StellarPipeline(
-            image_processor=load_processor(model_name_or_path),
+            image_processor=_load_image_processor(model_name_or_path),
             model=StellarForImageReconstruction.from_pretrained(model_name_or_path),
         )
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _load_image_processor(name: str):
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except ImportError:  # Transformers 5.17 has no AutoImageProcessor without torchvision
+        return StellarImageProcessorPil.from_pretrained(name)

@@ -41,14 +41,7 @@ from stellar_hf import (
 )
 from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
-from stellar_hf.data import (
-    EndlessStream,
-    StellarCollator,
-    images_to_tensor,
-    load_images,
-    load_photo_mosaics,
-    undecoded,
-)
+from stellar_hf.data import StellarCollator, images_to_tensor, load_images, load_photo_mosaics, undecoded
 from stellar_hf.evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
 from stellar_hf.training import default_processor
 from stellar_hf.training.evaluation import sample_rows
@@ -82,10 +75,6 @@ class ModelArguments:
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
-    )
-    resume_from_newest_whole: bool = field(
-        default=False,
-        metadata={"help": "Pass over checkpoints that are damaged, and go on from the newest one that is whole."},
     )
 
     def __post_init__(self):
@@ -208,7 +197,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     images = open_images(data_args, model.config.image_size, training_args)
     train_dataset = images
     if data_args.streaming:
-        train_dataset = EndlessStream(images, training_args.seed, data_args.shuffle_buffer)
+        train_dataset = images.repeat(None).shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer)
     trainer = StellarTrainer(
         model,
         training_args,
@@ -220,7 +209,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
         print(describe(model, "streamed" if data_args.streaming else f"{len(images):,}"))
-    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir, model_args.resume_from_newest_whole)
+    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir)
     is_finished = announce(trainer, checkpoint)
     evaluation = None
     if data_args.is_embedded and is_main_process:
