@@ -30,7 +30,7 @@ def test_figure_has_a_row_per_image_and_a_column_per_token():
     figure = plot_reconstructions(*example(), num_images=2)
     assert len(figure.axes) == 2 * (3 + 5)
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["image", "reconstruction", "tokens", "1", "2", "3", "4", "5"]
+    assert titles == ["image", "reconstruction", "tokens", "0", "1", "2", "3", "4"]
     assert not any(axes.axison for axes in figure.axes)
 
 

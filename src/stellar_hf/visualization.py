@@ -91,7 +91,7 @@ def plot_reconstructions(
     """Draws images, their reconstructions, the segmentation by tokens, and each token's map.
 
     A row is an image. The segmentation gives each pixel to the token whose (bilinearly upsampled) map is largest
-    there. The maps run from 0 (dark) to 1 (the token's colour in the segmentation).
+    there. Tokens are numbered from 0. The maps run from 0 (dark) to 1 (the token's colour in the segmentation).
 
     Args:
         images: (B, 3, H, W) floating point RGB in [0, 1], or PIL images of one size.
@@ -152,7 +152,7 @@ def plot_reconstructions(
         draw(row, 1, "reconstruction", reconstruction_pixels[row].clip(0, 1))
         draw(row, 2, "tokens", _blend(image_pixels[row], winners[row], palette, 0.6))
         for token, colormap in enumerate(colormaps):
-            draw(row, 3 + token, str(token + 1), maps[row, token].numpy(), cmap=colormap, vmin=0, vmax=1)
+            draw(row, 3 + token, str(token), maps[row, token].numpy(), cmap=colormap, vmin=0, vmax=1)
     return figure
 
 

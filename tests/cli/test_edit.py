@@ -31,7 +31,7 @@ def test_photographs_by_default(run_script, capsys):
 
 def test_one_image_of_a_user_with_chosen_tokens(run_script):
     photograph("flower").resize((60, 40)).save("small.png")
-    arguments = ("--images", "small.png", "--tokens", 1, 3)
+    arguments = ("--images", "small.png", "--tokens", 0, 2)
     run_script(*arguments, "--output_dir=still", "--move", 0, 0)
     run_script(*arguments, "--output_dir=moved", "--move", -4, 2.5)
     assert files("still") == files("moved") == {"move.png", "scale.png", "erase.png"}
@@ -43,14 +43,17 @@ def test_one_image_of_a_user_with_chosen_tokens(run_script):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tokens", "7"], "from 1 to 6"),
-        (["--tokens", "1", "2", "3", "4", "5", "6"], "all 6 tokens"),
+        (["--tokens", "6"], "from 0 to 5"),
+        (["--tokens", "0", "1", "2", "3", "4", "5"], "all 6 tokens"),
         (["--tokens", "1", "--box", "0", "0", "9", "9"], "leave one of them out"),
         (["--box", "9", "9", "5", "5"], "inside of 640x427 pixels"),
         (["--box", *"0 0 600 400 9 9 700 9".split()], "9, 9, 700, 9.* inside of 640x427 pixels"),
         (["--box", "0", "0", "9"], "has 3 numbers"),
         (["--images", "photo.png", "--box", *"0 0 9 9 0 0 9 9".split()], "has 8 numbers"),
-        (["--box", "0", "0", "1", "1"], "No token stands mostly in the box"),
+        (
+            ["--box", "0", "0", "80", "60"],
+            r"No token stands mostly in the box. Shares .* 0: \d+ %, .*5: \d+ %.*--tokens \d$",
+        ),
         (["--move", "1"], "--move has 1 numbers"),
         (["--factor", "0"], "factor"),
         (["--images", "missing.png"], "missing.png"),

@@ -3,44 +3,52 @@
 """
 Edits what and where in images: moves, scales and erases a concept, and mixes two images.
 
-    python examples/edit.py                                     # demo model, scikit-learn's two photographs
-    python examples/edit.py --images cat.jpg dog.png --box 120 80 300 260 --move -3 5 --factor 0.5
-    python examples/edit.py --images cat.jpg --tokens 1 3
+    stellar-hf edit                                             # demo model, scikit-learn's two photographs
+    stellar-hf edit --images cat.jpg dog.png --box 120 80 300 260 --move -3 5 --factor 0.5
+    stellar-hf edit --images cat.jpg --tokens 0 2
 
-The concept is the tokens of the first image, numbered from 1 as in its figures, or those that stand mostly in a box of
-it, by default its middle. Writes move.png, scale.png and erase.png, and with a second image swap.png (with the concept
-of the second image in the same box), interpolate.png and transfer.png.
+The concept is the tokens of the first image, numbered from 0 as in the figures of stellar-hf reconstruct, or those
+that stand mostly in a box of it, by default its middle. Writes move.png, scale.png and erase.png, and with a second
+image swap.png (with the concept of the second image in the same box), interpolate.png and transfer.png.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import HfArgumentParser
 from transformers.utils import logging
 
-import stellar_hf
-from stellar_hf import StellarPipeline
-from stellar_hf.cli.inputs import load_pipeline, read_images
-from stellar_hf.visualization import plot_edits, token_palette
+from .. import DEMO_MODEL, StellarPipeline
+from ..localization_stellar import region_shares
+from ..pipelines.editing import select
+from ..visualization import plot_edits, token_palette
+from .inputs import load_pipeline, read_images
+from .parser import CommandParser
+from .process import errors_in_a_sentence
 
 # What is below the sky in the second photograph of scikit-learn: left, top, right and bottom in its pixels.
 HILL = (0, 140, 640, 427)
 
+# S, (1, r, d), and L, (1, N, r), of an image.
+Factors = tuple[Tensor, Tensor]
+
 
 @dataclass
-class Arguments:
+class EditArguments:
     """Which model, which images, which concept, and what happens to it."""
 
     images: list[str] = field(
         default_factory=list,
         metadata={"help": "One or two image files; scikit-learn's two photographs by default."},
     )
-    tokens: list[int] = field(default_factory=list, metadata={"help": "Tokens of the concept, from 1."})
+    tokens: list[int] = field(default_factory=list, metadata={"help": "Tokens of the concept, numbered from 0."})
     box: list[int] = field(
         default_factory=list,
         metadata={
@@ -51,7 +59,7 @@ class Arguments:
     move: list[float] = field(default_factory=lambda: [0, 4], metadata={"help": "Patches down and to the right."})
     factor: float = field(default=1.5, metadata={"help": "Of the concept's height and width."})
     model_name_or_path: str = field(
-        default=stellar_hf.DEMO_MODEL,
+        default=DEMO_MODEL,
         metadata={"help": "STELLAR model that reconstructs pixels: a folder, or owner/name on the Hub."},
     )
     pipeline_name_or_path: str | None = field(
@@ -61,93 +69,105 @@ class Arguments:
 
 
 def main() -> None:
-    (args,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    logging.disable_progress_bar()  # of loading models
-    try:
-        edit(args)
-    except (ValueError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
+    with errors_in_a_sentence():
+        run(parse_arguments(sys.argv[1:]))
 
 
-def edit(args: Arguments) -> None:
-    images = read_images(args.images)
-    if len(images) > 2:
-        raise ValueError(f"There are {len(images)} images, but edits are of one, or between two.")
+def parse_arguments(argv: Sequence[str]) -> EditArguments:
+    (args,) = CommandParser(EditArguments, description=__doc__).parse(argv)
+    if len(args.images) > 2:
+        raise ValueError(f"There are {len(args.images)} images, but edits are of one, or between two.")
     if len(args.move) != 2:
         raise ValueError(f"--move has {len(args.move)} numbers, but needs the patches down and to the right.")
-    # The flower is the better thing to move.
-    names = list(images) if args.images else ["flower", "china"]
-    pictures = [images[names[0]], *(images[name].resize(images[names[0]].size) for name in names[1:])]
-    size = {"width": pictures[0].width, "height": pictures[0].height}
+    if args.tokens and args.box:
+        raise ValueError("The concept is given by --tokens and by --box: leave one of them out.")
+    return args
+
+
+def run(args: EditArguments) -> None:
+    logging.disable_progress_bar()  # of loading models
+    images = read_pair(args.images)
     pipe = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path)
-    tokens, maps = pipe.encode(pictures)
-    concept = find_concept(pipe, maps, args, **size)
-    output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    tokens, maps = pipe.encode(list(images.values()))
+    concept = find_concept(maps, args, images)
+    draw = partial(save_figure, pipe, images, args.output_dir)
 
-    def draw(name: str, columns: dict[str, tuple[Tensor, Tensor]], palette: np.ndarray | None = None) -> None:
-        """Writes a figure of the first image and what is decoded from tokens and maps."""
-        decoded = [pipe(sparse_tokens=what, localization=where, **size).images[0] for what, where in columns.values()]
-        where_to = [where[0] for _, where in columns.values()]
-        figure = plot_edits(decoded, where_to, list(columns), palette=palette)
-        figure.savefig(output_dir / f"{name}.png", dpi=100)
-        print(output_dir / f"{name}.png")
-
-    this, this_concept = (tokens[:1], maps[:1]), concept[:1]
-    standing_out = highlight(this_concept[0])
-    edits = {
-        "move": pipe.move(*this, this_concept, *args.move),
-        "scale": pipe.scale(*this, this_concept, args.factor),
-        "erase": pipe.erase(*this, this_concept),
-    }
-    for name, result in edits.items():
-        draw(name, {names[0]: this, name: result}, standing_out)
+    names, first, first_concept = list(images), (tokens[:1], maps[:1]), concept[:1]
+    palette, (rows, columns) = highlight(first_concept), args.move
+    draw("move", {names[0]: first, "move": pipe.move(*first, first_concept, rows, columns)}, palette)
+    draw("scale", {names[0]: first, "scale": pipe.scale(*first, first_concept, args.factor)}, palette)
+    draw("erase", {names[0]: first, "erase": pipe.erase(*first, first_concept)}, palette)
     if len(images) == 1:
         return
-    other = (tokens[1:], maps[1:])
-    *first, second_tokens, second_maps = pipe.swap(*this, this_concept, *other, concept[1:])
-    num_tokens = tokens.shape[1]
-    second = second_tokens.roll(num_tokens, 1), second_maps.roll(num_tokens, 2)  # the first image's tokens first
-    empty = torch.zeros_like(maps[:1])
-    before = (torch.cat([tokens[:1], tokens[1:]], 1), torch.cat([maps[:1], empty], 2))
-    other_before = (before[0], torch.cat([empty, maps[1:]], 2))
-    columns = {names[0]: before, names[1]: other_before, f"{names[0]}, swapped": first, f"{names[1]}, swapped": second}
-    draw("swap", columns, highlight(concept.flatten()))
+
+    second, second_concept = (tokens[1:], maps[1:]), concept[1:]
+    swapped = pipe.swap(*first, first_concept, *second, second_concept)
+    draw("swap", swap_columns(names, first, second, swapped), highlight(concept))
     weights = (0.0, 0.25, 0.5, 0.75, 1.0)
-    draw("interpolate", {f"{weight:g}": pipe.interpolate(*this, *other, weight) for weight in weights})
+    draw("interpolate", {f"{weight:g}": pipe.interpolate(*first, *second, weight) for weight in weights})
     painted = {
-        f"{names[0]}, tokens of {names[1]}": pipe.transfer(*this, tokens[1:]),
-        f"{names[1]}, tokens of {names[0]}": pipe.transfer(*other, tokens[:1]),
+        f"{names[0]}, tokens of {names[1]}": pipe.transfer(*first, tokens[1:]),
+        f"{names[1]}, tokens of {names[0]}": pipe.transfer(*second, tokens[:1]),
     }
-    draw("transfer", {names[0]: this, names[1]: other, **painted})
+    draw("transfer", {names[0]: first, names[1]: second, **painted})
 
 
-def find_concept(pipe: StellarPipeline, maps: Tensor, args: Arguments, width: int, height: int) -> Tensor:
-    """The concept in each image, bool (B, r)."""
+# Inputs --------------------------------------------------------------------------------------------------------------
+
+
+def read_pair(files: Sequence[str]) -> dict[str, Image.Image]:
+    """One or two images by their names, the second in the size of the first."""
+    images = read_images(files)
+    # The flower is the better thing to move.
+    names = list(images) if files else ["flower", "china"]
+    size = images[names[0]].size
+    return {name: images[name] if images[name].size == size else images[name].resize(size) for name in names}
+
+
+def find_concept(maps: Tensor, args: EditArguments, images: Mapping[str, Image.Image]) -> Tensor:
+    """
+    The concept in each image, by its tokens or its box.
+
+    Args:
+        maps: L of the images, (B, N, r).
+        args: With tokens, a box or neither.
+        images: Of one size.
+
+    Returns:
+        bool (B, r).
+
+    Raises:
+        ValueError: If there is no such token, the box is none, or no token stands mostly in it.
+    """
     num_tokens = maps.shape[2]
     if args.tokens:
-        if args.box:
-            raise ValueError("The concept is given by --tokens and by --box: leave one of them out.")
-        if not all(1 <= token <= num_tokens for token in args.tokens):
-            raise ValueError(f"--tokens are {args.tokens}, but must be from 1 to {num_tokens}.")
+        if not all(0 <= token < num_tokens for token in args.tokens):
+            raise ValueError(f"--tokens are {args.tokens}, but must be from 0 to {num_tokens - 1}.")
         concept = torch.zeros(len(maps), num_tokens, dtype=torch.bool, device=maps.device)
-        concept[:, [token - 1 for token in args.tokens]] = True
+        concept[:, args.tokens] = True
         return concept
+    width, height = size = next(iter(images.values())).size
     middle = [width // 6, height // 6, width - width // 6, height - height // 6]
-    boxes = args.box or (middle if args.images else [*middle, *HILL])
-    masks = box_masks(boxes, len(maps), width, height)
-    concept = pipe.select(maps, masks.expand(len(maps), -1, -1))
+    masks = box_masks(args.box or (middle if args.images else [*middle, *HILL]), len(maps), size)
+    masks = masks.expand(len(maps), -1, -1).to(maps.device)
+    concept = select(maps, masks)
     if not concept[0].any():
-        raise ValueError("No token stands mostly in the box: take a larger one, or name tokens with --tokens.")
+        shares = region_shares(maps[:1], masks[:1].long(), 2)[0, 1]
+        listed = ", ".join(f"{token}: {100 * share:.0f} %" for token, share in enumerate(shares.tolist()))
+        raise ValueError(
+            f"No token stands mostly in the box. Shares of the tokens' maps that are in it: {listed}. Take a larger "
+            f"box, or name tokens: --tokens {int(shares.argmax())}"
+        )
     return concept
 
 
-def box_masks(boxes: Sequence[int], num_images: int, width: int, height: int) -> Tensor:
+def box_masks(boxes: Sequence[int], num_images: int, size: tuple[int, int]) -> Tensor:
     """Places of one or two boxes, bool (1 or 2, height, width)."""
     if len(boxes) not in (4, 8) or len(boxes) > 4 * num_images:
         raise ValueError(
             f"--box has {len(boxes)} numbers, but needs left, top, right and bottom, once or for each image."
         )
+    width, height = size
     masks = torch.zeros(len(boxes) // 4, height, width, dtype=torch.bool)
     for index, mask in enumerate(masks):
         left, top, right, bottom = box = boxes[4 * index : 4 * index + 4]
@@ -159,9 +179,59 @@ def box_masks(boxes: Sequence[int], num_images: int, width: int, height: int) ->
     return masks
 
 
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def save_figure(
+    pipe: StellarPipeline,
+    images: Mapping[str, Image.Image],
+    output_dir: str,
+    name: str,
+    columns: Mapping[str, Factors],
+    palette: np.ndarray | None = None,
+) -> None:
+    """
+    Writes a figure: images as they are decoded from tokens and maps, above their tokens.
+
+    Args:
+        pipe: Decodes.
+        images: As they were, whose size the decoded ones get.
+        output_dir: Folder of the figure, which is made.
+        name: Of the figure.
+        columns: Tokens and maps of each column, by its title.
+        palette: (r, 3) colours of the tokens.
+    """
+    width, height = next(iter(images.values())).size
+    decoded = []
+    for tokens, maps in columns.values():
+        output: Any = pipe(sparse_tokens=tokens, localization=maps, width=width, height=height)
+        decoded += output.images
+    figure = plot_edits(decoded, [maps[0] for _, maps in columns.values()], list(columns), palette=palette)
+    path = Path(output_dir, f"{name}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+    print(path)
+
+
+def swap_columns(
+    names: Sequence[str], first: Factors, second: Factors, swapped: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> dict[str, Factors]:
+    """Both images before and after a swap, each with the tokens of both in one order, so that colours are the same."""
+    first_tokens, first_maps, second_tokens, second_maps = swapped
+    num_tokens = first[0].shape[1]
+    tokens, empty = torch.cat([first[0], second[0]], dim=1), torch.zeros_like(first[1])
+    return {
+        names[0]: (tokens, torch.cat([first[1], empty], dim=2)),
+        names[1]: (tokens, torch.cat([empty, second[1]], dim=2)),
+        f"{names[0]}, swapped": (first_tokens, first_maps),
+        f"{names[1]}, swapped": (second_tokens.roll(num_tokens, 1), second_maps.roll(num_tokens, 2)),
+    }
+
+
 def highlight(concept: Tensor) -> np.ndarray:
-    """Colours of tokens in which only those of a concept (r,) are not gray."""
-    return np.where(concept.cpu().numpy()[:, None], token_palette(len(concept)), 0.2)
+    """Colours of tokens in which only those of a concept, bool (B, r), are not gray: (B * r, 3)."""
+    chosen = concept.flatten().cpu().numpy()
+    return np.where(chosen[:, None], token_palette(len(chosen)), 0.2)
 
 
 if __name__ == "__main__":
