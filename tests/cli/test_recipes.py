@@ -4,19 +4,22 @@
 
 import json
 import math
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEModel
 
 from stellar_hf import StellarConfig
+from stellar_hf.cli.pretrain import make_parser, value_types
+from stellar_hf.cli.recipes import PACKAGED, read_recipe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = {path.stem: path for path in sorted((EXAMPLES / "recipes").glob("*.yaml"))}
+TYPES = value_types(make_parser())
 FIRST_STAGE, SECOND_STAGE = "imagenet_base_16_from_scratch_1", "imagenet_base_16_from_scratch_2"
 BASE, LARGE, HUGE = (f"facebook/vit-mae-{size}" for size in ("base", "large", "huge"))
 TINY_ENCODER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -52,7 +55,7 @@ def run_two_steps(pretrain, photos, tmp_path, monkeypatch):
     """Runs a recipe with small sizes; returns its output folder."""
 
     def run(name, *arguments):
-        recipe = yaml.safe_load(RECIPES[name].read_text())
+        recipe = read_recipe(RECIPES[name], TYPES)
         source = recipe.get("model_name_or_path", "")
         patch_size = 14 if source == HUGE else recipe["model_config"].get("patch_size", 16)
         sizes = {"image_size": max(4 * patch_size, 16), "patch_size": patch_size}
@@ -86,7 +89,7 @@ def run_two_steps(pretrain, photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_is_read(pretrain, name):
     _, data_args, training_args = pretrain.parse_arguments([str(RECIPES[name]), "--use_cpu"])
-    recipe = yaml.safe_load(RECIPES[name].read_text())
+    recipe = read_recipe(RECIPES[name], TYPES)
     assert training_args.output_dir == recipe["output_dir"]
     assert training_args.learning_rate == recipe["learning_rate"]
     assert data_args.dataset_name == recipe.get("dataset_name")
@@ -126,12 +129,12 @@ def test_values_of_the_paper(pretrain, name, source, epochs, learning_rate, toke
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != SECOND_STAGE])
 def test_two_steps(run_two_steps, name):
-    assert_trained(run_two_steps(name), yaml.safe_load(RECIPES[name].read_text()))
+    assert_trained(run_two_steps(name), read_recipe(RECIPES[name], TYPES))
 
 
 @pytest.mark.slow
 def test_two_steps_from_the_first_stage(run_two_steps):
-    first, second = (yaml.safe_load(RECIPES[name].read_text()) for name in (FIRST_STAGE, SECOND_STAGE))
+    first, second = (read_recipe(RECIPES[name], TYPES) for name in (FIRST_STAGE, SECOND_STAGE))
     assert second["model_name_or_path"] == first["output_dir"]
     folder = run_two_steps(SECOND_STAGE, f"--model_name_or_path={run_two_steps(FIRST_STAGE)}")
     assert_trained(folder, second)
@@ -146,3 +149,78 @@ def assert_trained(folder, recipe):
     shrunk = {"image_size", "patch_size", *TINY_ENCODER, *TINY_HEADS}
     kept = {key: value for key, value in recipe["model_config"].items() if key not in shrunk}
     assert {key: getattr(config, key) for key in kept} == kept
+
+
+# How recipes are read ------------------------------------------------------------------------------------------------
+
+
+def write(folder, name, text):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def test_a_recipe_replaces_values_of_its_base_one_by_one(tmp_path):
+    write(tmp_path, "a.yaml", "max_steps: 3\nlocal_size: 16\nmodel_config: {image_size: 64, mask_focus: null}\n")
+    write(tmp_path, "b.json", '{"base": "a.yaml", "seed": 1, "model_config": {"num_sparse_tokens": 4}}')
+    recipe = write(
+        tmp_path, "c.yaml", "base: b.json\nmax_steps: 5\nlocal_size: null\nmodel_config: {image_size: 32}\n"
+    )
+    config = {"image_size": 32, "mask_focus": None, "num_sparse_tokens": 4}
+    assert read_recipe(recipe, TYPES) == {"max_steps": 5, "seed": 1, "model_config": config}
+
+
+def test_a_recipe_builds_on_a_packaged_one(tmp_path):
+    recipe = write(tmp_path, "a.yaml", "base: photo_mosaics\nseed: 7\n")
+    assert read_recipe(recipe, TYPES) == {**read_recipe("photo_mosaics", TYPES), "seed": 7}
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_packaged_recipes_make_small_models_of_pixels(name):
+    config = StellarConfig(**read_recipe(name, TYPES)["model_config"])
+    assert config.image_size <= 128 and config.reconstruction_target == "pixels"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("learning_rate: 2e-3", 2e-3),  # text, as YAML reads it
+        ("learning_rate: 1", 1.0),
+        ("eval_strategy: no", "no"),  # false, as YAML reads it
+        ("save_strategy: epoch", "epoch"),
+        ("report_to: tensorboard", "tensorboard"),
+        ("report_to: [tensorboard, wandb]", ["tensorboard", "wandb"]),
+        ("global_scale: [1, 1]", [1.0, 1.0]),
+        ("per_device_train_batch_size: 64.0", 64),
+        ("gradient_checkpointing_kwargs: {use_reentrant: false}", {"use_reentrant": False}),
+    ],
+)
+def test_values_become_what_they_are_for(tmp_path, text, value):
+    assert read_recipe(write(tmp_path, "a.yaml", text), TYPES) == {text.split(":")[0]: value}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_step: 4", "max_step, which does not exist: did you mean max_steps?"),
+        ("max_steps: many", "max_steps to 'many', but it must be an integer"),
+        ("max_steps: 1.5", "max_steps to 1.5, but it must be an integer"),
+        ("max_steps: true", "max_steps to True, but it must be an integer"),
+        ("learning_rate: [1]", "learning_rate to [1], but it must be a number"),
+        ("bf16: 1", "bf16 to 1, but it must be true or false"),
+        ("output_dir: 3", "output_dir to 3, but it must be text"),
+        ("output_dir: {a: 1}", "but it must be text"),
+        ("global_scale: wide", "global_scale to 'wide', but it must be a list, each a number"),
+        ("eval_strategy: sometimes", "eval_strategy to 'sometimes', but it must be one of no, steps, epoch"),
+        ("model_config: 4", "model_config to 4, but it must be names with values"),
+        ("base: nothing", "There is no recipe nothing"),
+        ("base: 3", "sets base to 3"),
+        ("base: a.yaml", "builds on itself"),
+        ("base: missing.yaml", "missing.yaml cannot be read"),
+        ("[1, 2]", "no 'name: value' pairs"),
+        ("3: 4", "sets 3, which does not exist"),
+    ],
+)
+def test_impossible_recipes_are_named_with_the_key_and_what_is_expected(tmp_path, text, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        read_recipe(write(tmp_path, "a.yaml", text), TYPES)
+    assert str(tmp_path / "a.yaml") in str(error.value) or text in ("base: nothing", "base: missing.yaml")

@@ -3,56 +3,58 @@
 """
 Pre-trains STELLAR.
 
-    accelerate launch examples/pretrain.py                          # embedded photographs, minutes on a CPU
-    accelerate launch examples/pretrain.py recipe.yaml              # values from a YAML or JSON file
-    accelerate launch examples/pretrain.py --train_dir photos --output_dir out \
-        --model_config '{"image_size": 64, "patch_size": 8, "num_sparse_tokens": 8}' --local_size 32
+    stellar-hf pretrain                                         # embedded photographs, minutes on a CPU
+    stellar-hf pretrain --train_dir photos --output_dir out     # your images, with values that fit them
+    stellar-hf pretrain recipe.yaml --max_steps 5000            # values from a file, flags before them
+    accelerate launch --num_processes 8 -m stellar_hf.cli.pretrain recipe.yaml
 
-Flags go before the values of a recipe, a recipe before the defaults; a recipe's model_config is overridden field by
-field. Without a recipe and without images of your own, the recipe photo_mosaics is taken. One process needs
-no launcher: python examples/pretrain.py does the same. An error is told in a sentence; --log_level=debug shows where
-it came from.
+A recipe is a YAML or JSON file, or the name of a packaged one: photo_mosaics (taken without any arguments),
+own_images and own_images_gpu (taken for images of your own, where neither a model nor its model_config is given).
+Flags go before the values of a recipe, a recipe before the defaults; model_config is merged field by field.
 
 The same command goes on from the newest checkpoint in the output folder, however the run ended; Ctrl-C and SIGTERM
-save one before they end it. A finished run is only measured again. --overwrite_output_dir starts anew.
+save one before they end it. A finished run is only measured again. --overwrite_output_dir starts anew. An error is
+told in a sentence; --log_level=debug shows where it came from.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import datasets
 import torch
-import yaml
-from PIL import Image, ImageOps
-from transformers import AutoConfig, HfArgumentParser, set_seed
+from transformers import AutoConfig, set_seed
 from transformers.utils import logging
 
 import stellar_hf
-from stellar_hf import (
+
+from .. import (
     StellarConfig,
-    StellarForImageReconstruction,
     StellarForPreTraining,
     StellarImageProcessorPil,
     StellarTrainer,
     StellarTrainingArguments,
 )
-from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
-from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
-from stellar_hf.data import StellarCollator, images_to_tensor, load_images, load_photo_mosaics, undecoded
-from stellar_hf.evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
-from stellar_hf.training import default_processor
-from stellar_hf.training.evaluation import sample_rows
-from stellar_hf.visualization import plot_reconstructions
+from ..data import load_images, load_photo_mosaics
+from ..training import default_processor
+from .own_images import fit_to_images
+from .parser import CommandParser
+from .process import errors_in_a_sentence, use_all_cores
+from .recipes import read_recipe
+from .results import MosaicEvaluation, how_to_load, save_pipeline, show_reconstructions
+from .resuming import announce, find_checkpoint, train_or_load
 
-DEFAULT_RECIPE = Path(__file__).parent / "recipes" / "photo_mosaics.yaml"
+Images = datasets.Dataset | datasets.IterableDataset
 
 
 @dataclass
 class ModelArguments:
     """Which model to train, and whether to begin again."""
+
+    _argument_group_name = "model"
 
     model_name_or_path: str | None = field(
         default=None,
@@ -76,22 +78,17 @@ class ModelArguments:
         default=False,
         metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
     )
+    fits_images: bool = field(default=False, init=False)  # whether the model's image size is chosen by the images
 
     def __post_init__(self):
-        if isinstance(self.model_config, str):
-            try:
-                self.model_config = json.loads(self.model_config)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"model_config is {self.model_config}, which is not JSON: {error}.") from error
-        self.model_config = {} if self.model_config is None else self.model_config
-        if not isinstance(self.model_config, dict):
-            raise ValueError(f"model_config is {self.model_config}, but must be names with values.")
-        check_names("model_config", self.model_config, known=StellarConfig().to_dict())
+        self.model_config = read_config_fields(self.model_config)
 
 
 @dataclass
 class DataArguments:
     """Which images to train on; the embedded photo mosaics by default."""
+
+    _argument_group_name = "images"
 
     train_dir: str | None = field(
         default=None,
@@ -111,11 +108,12 @@ class DataArguments:
     )
     eval_dir: str | None = field(
         default=None,
-        metadata={"help": "As train_dir, images to measure on while training (--eval_strategy steps --eval_steps …)."},
+        metadata={
+            "help": "As train_dir, images to measure on: at the end, and while training with --eval_strategy steps "
+            "--eval_steps 1000."
+        },
     )
-    eval_split: str | None = field(
-        default=None, metadata={"help": "Split of dataset_name to measure on while training."}
-    )
+    eval_split: str | None = field(default=None, metadata={"help": "Split of dataset_name to measure on."})
     num_train_scenes: int = field(default=20000, metadata={"help": "Photo mosaics to train on."})
     num_eval_scenes: int = field(
         default=2000, metadata={"help": "Photo mosaics and crops of the test split to evaluate on."}
@@ -130,6 +128,8 @@ class DataArguments:
             raise ValueError("Both train_dir and dataset_name are given: choose one source of images.")
         if self.eval_split is not None and self.dataset_name is None:
             raise ValueError("eval_split is for a dataset_name: for a train_dir, give eval_dir.")
+        if self.eval_dir is not None and self.is_embedded:
+            raise ValueError("eval_dir is for images of your own: give train_dir or dataset_name.")
         if self.streaming and self.is_embedded:
             raise ValueError("streaming is for shards and data sets on the Hub: give train_dir or dataset_name.")
 
@@ -139,51 +139,103 @@ def main() -> None:
         run(*parse_arguments(sys.argv[1:]))
 
 
+def run(model_args: ModelArguments, data_args: DataArguments, training_args: StellarTrainingArguments) -> None:
+    prepare(model_args, data_args, training_args)
+    model = build_model(model_args)
+    vq_model = load_vq_model(model_args)
+    images = open_images(data_args, training_args, model.config.image_size)
+    trainer = StellarTrainer(
+        model,
+        training_args,
+        train_dataset=training_images(images, data_args, training_args),
+        eval_dataset=open_eval_images(data_args, training_args, model.config.image_size),
+        processing_class=default_processor(model),
+        vq_model=vq_model,
+    )
+    train_and_measure(trainer, images, vq_model, model_args, data_args)
+
+
+# Arguments -----------------------------------------------------------------------------------------------------------
+
+
 def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, StellarTrainingArguments]:
-    parser = HfArgumentParser((ModelArguments, DataArguments, StellarTrainingArguments))
-    known = vars(parser.parse_known_args([])[0])
-    has_recipe = bool(argv) and argv[0].endswith((".yaml", ".yml", ".json"))
-    path, argv = (argv[0], argv[1:]) if has_recipe else (DEFAULT_RECIPE, argv)
-    flags, _ = parser.parse_known_args(argv)
-    own_images = flags.train_dir or flags.dataset_name
-    recipe = read_recipe(path, known) if has_recipe or not own_images else {}
-    if own_images:  # instead of the recipe's
-        recipe = {name: value for name, value in recipe.items() if name not in ("train_dir", "dataset_name")}
-    if flags.model_name_or_path and not has_recipe:
+    """
+    Reads the arguments of the command, and the recipe that they name or that is taken without one.
+
+    Raises:
+        ValueError: On an unknown name or an impossible value among the arguments or in the recipe.
+    """
+    parser = make_parser()
+    named, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
+    given = parser.given(argv)
+    name = named or default_recipe(given)
+    recipe = {} if name is None else read_recipe(name, types=value_types(parser))
+    if "train_dir" in given or "dataset_name" in given:  # instead of the recipe's
+        recipe = {key: value for key, value in recipe.items() if key not in ("train_dir", "dataset_name")}
+    if "num_train_epochs" in given and "max_steps" not in given:
+        recipe.pop("max_steps", None)  # which goes before the epochs
+    if named is None and "model_name_or_path" in given:
         recipe.pop("model_config", None)
-    config = ModelArguments(model_config=recipe.pop("model_config", None)).model_config
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses([*as_flags(recipe), *argv])
+    config = read_config_fields(recipe.pop("model_config", None))
+    parser.set_defaults(**recipe)
+    model_args, data_args, training_args = parser.parse(argv)
     model_args.model_config = {**config, **model_args.model_config}
+    model_args.fits_images = named is None and name is not None and not data_args.is_embedded
     return model_args, data_args, training_args
 
 
-def read_recipe(path: str | Path, known: dict) -> dict:
-    try:
-        values = yaml.safe_load(Path(path).read_text())  # JSON is YAML
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"The recipe {path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} holds no 'name: value' pairs.")
-    check_names(f"The recipe {path}", values, known)
-    return values
+def make_parser() -> CommandParser:
+    """The parser of the command's flags; a recipe stands before them."""
+    return CommandParser(
+        ModelArguments,
+        DataArguments,
+        StellarTrainingArguments,
+        description=__doc__,
+        usage="[RECIPE] [--FLAG VALUE ...]",
+    )
 
 
-def check_names(where: str, values: dict, known: dict) -> None:
-    unknown = [str(name) for name in values if name not in known]
-    if unknown:
-        raise ValueError(f"{where} sets {', '.join(unknown)}, which does not exist.")
+def default_recipe(given: Mapping[str, Any]) -> str | None:
+    """The packaged recipe for what is given, or None where the model is chosen already."""
+    if "train_dir" not in given and "dataset_name" not in given:
+        return "photo_mosaics"
+    if given.keys() & {"model_config", "model_name_or_path", "vq_model_name_or_path"}:
+        return None
+    has_gpu = torch.accelerator.is_available() and not given.get("use_cpu")
+    return "own_images_gpu" if has_gpu else "own_images"
 
 
-def as_flags(values: dict) -> Iterator[str]:
-    """The values of a recipe as the command line would give them, so that both are checked alike."""
-    for name, value in values.items():
-        if isinstance(value, list):
-            yield from (f"--{name}", *map(str, value))
-        elif value is not None:
-            yield f"--{name}={json.dumps(value) if isinstance(value, bool | dict) else value}"
+def value_types(parser: CommandParser) -> dict[str, Any]:
+    """The types of the values that a recipe may set, by their names."""
+    return {name: hint for group in parser.parsed_types for name, hint in get_type_hints(group).items()}
 
 
-def run(model_args: ModelArguments, data_args: DataArguments, training_args: StellarTrainingArguments) -> None:
+def read_config_fields(fields: dict | str | None) -> dict[str, Any]:
+    """
+    Fields of `StellarConfig` with their values, given as JSON or as a dict.
+
+    Raises:
+        ValueError: If this is no JSON, holds no names with values, or the config has no such field.
+    """
+    if isinstance(fields, str):
+        try:
+            fields = json.loads(fields)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"model_config is {fields}, which is not JSON: {error}.") from error
+    fields = {} if fields is None else fields
+    if not isinstance(fields, dict):
+        raise ValueError(f"model_config is {fields}, but must be names with values.")
+    known = StellarConfig().to_dict()
+    if unknown := [str(name) for name in fields if name not in known]:
+        raise ValueError(f"model_config sets {', '.join(unknown)}, which does not exist.")
+    return fields
+
+
+# Inputs of the trainer -----------------------------------------------------------------------------------------------
+
+
+def prepare(model_args: ModelArguments, data_args: DataArguments, training_args: StellarTrainingArguments) -> None:
+    """Seed, cores, what is pushed, and sizes that fit images of one's own; before a model is made."""
     logging.disable_progress_bar()  # of loading and saving models; the training's stays
     use_all_cores(training_args)
     set_seed(training_args.seed)
@@ -191,66 +243,32 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         # The code goes along, so that the model loads where stellar_hf is not installed.
         StellarForPreTraining.register_for_auto_class("AutoModelForPreTraining")
         StellarImageProcessorPil.register_for_auto_class()
-    model = build_model(model_args)
-    vq_model = load_vq_model(model_args)
-    processor = default_processor(model)
-    images = open_images(data_args, model.config.image_size, training_args)
-    train_dataset = images
-    if data_args.streaming:
-        train_dataset = images.repeat(None).shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer)
-    trainer = StellarTrainer(
-        model,
-        training_args,
-        train_dataset=train_dataset,
-        eval_dataset=open_eval_images(data_args, model.config.image_size, training_args),
-        processing_class=processor,
-        vq_model=vq_model,
-    )
-    is_main_process = trainer.is_world_process_zero()
-    if is_main_process:
-        print(describe(model, "streamed" if data_args.streaming else f"{len(images):,}"))
-    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir)
-    is_finished = announce(trainer, checkpoint)
-    evaluation = None
-    if data_args.is_embedded and is_main_process:
-        evaluation = MosaicEvaluation(
-            data_args.num_eval_scenes, model.config.image_size, show_progress=not training_args.disable_tqdm
-        )
-        evaluation.add_untrained(model)
-
-    train_or_load(trainer, checkpoint, is_finished)
-    trainer.save_model()
-    trainer.save_state()
-    if evaluation is not None:
-        trainer.save_metrics("test", evaluation.add_trained(model))
-        print(f"\nTest split of the photo mosaics\n\n{evaluation.table()}\n")
-    card = model_card_arguments(data_args)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(**card)
-    else:
-        trainer.create_model_card(**card)
-    if is_main_process:
-        save_pipeline(training_args.output_dir, processor, vq_model)
-        shown = images if evaluation is None else evaluation.data["scenes"]
-        few = shown.take(8) if data_args.streaming else shown.select(sample_rows(shown, 8, training_args.label_column))
-        few_images = read_images(few, training_args.image_column)
-        show_reconstructions(training_args.output_dir, few_images, training_args.device)
-        print(how_to_load(training_args.output_dir))
+    if model_args.fits_images:
+        fields = read_config_fields(model_args.model_config)
+        model_args.model_config = fit_to_images(fields, open_own_images(data_args, training_args), training_args)
 
 
 def build_model(args: ModelArguments) -> StellarForPreTraining:
+    """
+    A new model, one whose encoder is that of a ViT, or one that was trained before.
+
+    Raises:
+        ValueError: If the weights do not fit the fields that are given, or the target of the reconstruction does not
+            fit the tokenizer.
+    """
     target = "pixels" if args.vq_model_name_or_path is None else "codes"
-    fields = {"reconstruction_target": target, **args.model_config}
+    overrides = read_config_fields(args.model_config)
+    fields = {"reconstruction_target": target, **overrides}
     if args.model_name_or_path is None:
         model = StellarForPreTraining(StellarConfig(**fields))
     elif AutoConfig.from_pretrained(args.model_name_or_path).model_type != StellarConfig.model_type:
         model = StellarForPreTraining.from_vit_pretrained(args.model_name_or_path, **fields)
     else:
         try:
-            model = StellarForPreTraining.from_pretrained(args.model_name_or_path, **args.model_config)
+            model = StellarForPreTraining.from_pretrained(args.model_name_or_path, **overrides)
         except RuntimeError as error:
             raise ValueError(
-                f"The weights of {args.model_name_or_path} do not fit model_config {args.model_config}."
+                f"The weights of {args.model_name_or_path} do not fit model_config {overrides}."
             ) from error
     if model.config.reconstruction_target != target:
         raise ValueError(
@@ -261,92 +279,129 @@ def build_model(args: ModelArguments) -> StellarForPreTraining:
 
 
 def load_vq_model(args: ModelArguments) -> "stellar_hf.MaskGitVQModel | None":
+    """The tokenizer whose codes are reconstructed, if there is one."""
     if args.vq_model_name_or_path is None:
         return None
-    # By its package, so that a training of pixels does not import Diffusers.
     return stellar_hf.MaskGitVQModel.from_pretrained(args.vq_model_name_or_path)
 
 
-def open_images(args: DataArguments, image_size: int, training_args: StellarTrainingArguments):
-    if args.is_embedded:
-        return load_photo_mosaics("train", args.num_train_scenes, image_size)
-    source = args.train_dir or args.dataset_name
-    if args.train_dir is not None and "*" not in source and not Path(source).exists():
-        raise ValueError(f"train_dir is {source}, which does not exist.")
-    images = load_images(source, args.dataset_split, args.streaming, training_args.image_column)
-    if args.streaming and training_args.max_steps <= 0:
+def open_images(data_args: DataArguments, training_args: StellarTrainingArguments, image_size: int) -> Images:
+    """
+    Opens the images to train on; the embedded ones are made in the model's size.
+
+    Raises:
+        ValueError: If there are none, or a stream would never end.
+    """
+    if data_args.is_embedded:
+        return load_photo_mosaics("train", data_args.num_train_scenes, image_size)
+    return open_own_images(data_args, training_args)
+
+
+def open_own_images(data_args: DataArguments, training_args: StellarTrainingArguments) -> Images:
+    source = data_args.train_dir or str(data_args.dataset_name)
+    if data_args.train_dir is not None:
+        check_folder("train_dir", data_args.train_dir)
+    if data_args.streaming and training_args.max_steps <= 0:
         raise ValueError("A stream has no end: set max_steps.")
-    return images
+    return load_images(source, data_args.dataset_split, data_args.streaming, training_args.image_column)
 
 
-def open_eval_images(args: DataArguments, image_size: int, training_args: StellarTrainingArguments):
-    given = args.eval_dir or args.eval_split
-    if training_args.eval_strategy == "no":
-        if given:
-            raise ValueError(f"Images to measure on are given, {given}, but not when: add --eval_strategy epoch.")
-        return None
-    if args.is_embedded:
-        return load_photo_mosaics("test", args.num_eval_scenes, image_size)
-    if given is None:
-        raise ValueError("There are no images to measure on: give eval_dir, or eval_split of dataset_name.")
-    source, split = (args.eval_dir, "train") if args.eval_dir else (args.dataset_name, args.eval_split)
-    return load_images(source, split, image_column=training_args.image_column)
+def check_folder(name: str, folder: str) -> None:
+    if "*" not in folder and not Path(folder).exists():
+        raise ValueError(f"{name} is {folder}, which does not exist.")
 
 
-class MosaicEvaluation:
-    """The rows of the final table, measured on the test split of the photo mosaics."""
-
-    def __init__(self, num_scenes: int, image_size: int, show_progress: bool):
-        def mosaics(split: str, count: int, num_regions: int) -> datasets.Dataset:
-            # Neighbours and probes take other scenes of the training split than the training does.
-            return load_photo_mosaics(split, count, image_size, num_regions, seed=1)
-
-        self.data = {
-            "crops_train": mosaics("train", 2 * num_scenes, 1),
-            "crops_test": mosaics("test", num_scenes, 1),
-            "scenes_train": mosaics("train", 2 * num_scenes, 2),
-            "scenes": mosaics("test", num_scenes, 2),
-        }
-        self.show_progress = show_progress
-        self.rows = {"raw pixels": raw_pixel_baseline(self.data["crops_train"], self.data["crops_test"])}
-
-    def measure(self, model: StellarForPreTraining) -> dict[str, float]:
-        return evaluate_stellar(model, **self.data, show_progress=self.show_progress)
-
-    def add_untrained(self, model: StellarForPreTraining) -> None:
-        self.rows["before training"] = self.measure(model)
-
-    def add_trained(self, model: StellarForPreTraining) -> dict[str, float]:
-        """Measures the trained model; returns the figures of all rows under the names of `all_results.json`."""
-        self.rows["after training"] = self.measure(model)
-        prefixes = {"raw pixels": "raw_pixels_", "before training": "untrained_", "after training": ""}
-        figures = {
-            f"{prefix}test_{name}": value for row, prefix in prefixes.items() for name, value in self.rows[row].items()
-        }
-        if model.config.image_size == StellarConfig.from_pretrained(stellar_hf.DEMO_MODEL).image_size:
-            # As they were measured on 2000 scenes: measuring this larger model takes longer than a small training.
-            demo = json.loads(Path(stellar_hf.DEMO_MODEL, "all_results.json").read_text())
-            self.rows["demo model"] = {name.removeprefix("test_"): value for name, value in demo.items()}
-        return figures
-
-    def table(self) -> str:
-        return format_results_table(self.rows)
+def training_images(images: Images, data_args: DataArguments, training_args: StellarTrainingArguments) -> Images:
+    """The images as the trainer takes them: a stream is repeated without end, and shuffled."""
+    if not data_args.streaming:
+        return images
+    return images.repeat(None).shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer)
 
 
-def read_images(rows: datasets.Dataset | datasets.IterableDataset, image_column: str) -> list[torch.Tensor]:
-    batch = StellarCollator(image_column)(list(undecoded(rows, image_column)))
-    return [
-        image[:, :height, :width]
-        for image, (height, width) in zip(batch["images"], batch["image_sizes"].tolist(), strict=True)
-    ]
+def open_eval_images(
+    data_args: DataArguments, training_args: StellarTrainingArguments, image_size: int
+) -> Images | None:
+    """
+    Opens the images to measure on, or None if there are none.
+
+    Raises:
+        ValueError: If the training is to measure on images, but none are given.
+    """
+    measures_while_training = training_args.eval_strategy != "no"
+    if data_args.is_embedded:
+        if not measures_while_training:
+            return None  # the table of the end is measured on other scenes
+        return load_photo_mosaics("test", data_args.num_eval_scenes, image_size)
+    if data_args.eval_dir is not None:
+        check_folder("eval_dir", data_args.eval_dir)
+        return load_images(data_args.eval_dir, image_column=training_args.image_column)
+    if data_args.eval_split is not None:
+        return load_images(str(data_args.dataset_name), data_args.eval_split, image_column=training_args.image_column)
+    if measures_while_training:
+        raise ValueError(
+            f"eval_strategy is {training_args.eval_strategy}, but there are no images to measure on: give eval_dir, "
+            "or eval_split of dataset_name."
+        )
+    return None
 
 
-def model_card_arguments(args: DataArguments) -> dict[str, str]:
+# Training and its results --------------------------------------------------------------------------------------------
+
+
+def train_and_measure(
+    trainer: StellarTrainer,
+    images: Images,
+    vq_model: "stellar_hf.MaskGitVQModel | None",
+    model_args: ModelArguments,
+    data_args: DataArguments,
+) -> None:
+    """
+    Trains, or goes on; measures; and writes model, pipeline, figure and card, which are pushed if that is asked for.
+    Call it on all processes.
+    """
+    is_main_process = trainer.is_world_process_zero()
+    if is_main_process:
+        print(describe(trainer.model, "streamed" if data_args.streaming else f"{len(images):,}"))
+    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir)
+    is_finished = announce(trainer, checkpoint)
+    table = start_table(trainer, data_args) if data_args.is_embedded and is_main_process else None
+
+    train_or_load(trainer, checkpoint, is_finished)
+    trainer.save_model()
+    trainer.save_state()
+    if table is not None:
+        trainer.save_metrics("test", table.add_trained(trainer.model))
+        print(f"\nTest split of the photo mosaics\n\n{table.table()}\n")
+    elif trainer.eval_dataset is not None and not data_args.is_embedded:
+        trainer.save_metrics("eval", trainer.evaluate())
+    if is_main_process:
+        save_pipeline(trainer, vq_model)
+        show_reconstructions(trainer, images if table is None else table.data["scenes"])
+    card = model_card_arguments(data_args, images)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(**card)
+    else:
+        trainer.create_model_card(**card)
+    if is_main_process:
+        print(how_to_load(trainer.args.output_dir))
+
+
+def start_table(trainer: StellarTrainer, data_args: DataArguments) -> MosaicEvaluation:
+    """The table of the end, with the rows that are known before the training."""
+    table = MosaicEvaluation(
+        data_args.num_eval_scenes, trainer.model.config.image_size, show_progress=not trainer.args.disable_tqdm
+    )
+    table.add_untrained(trainer.model)
+    return table
+
+
+def model_card_arguments(args: DataArguments, images: Images) -> dict[str, str]:
+    """What the card says of the data; a folder of the person who trains has no name for others."""
     if args.is_embedded:
         return {"dataset": "photo mosaics"}
     if args.dataset_name is not None and not Path(args.dataset_name).exists():
         return {"dataset_tags": args.dataset_name}
-    return {}  # a folder of the person who trains says nothing to others
+    return {"dataset": "a stream of images" if args.streaming else f"{len(images):,} images of a folder"}
 
 
 def describe(model: StellarForPreTraining, num_images: str) -> str:
@@ -354,49 +409,6 @@ def describe(model: StellarForPreTraining, num_images: str) -> str:
     return (
         f"STELLAR with {model.num_parameters():,} parameters and {config.num_sparse_tokens} sparse tokens, "
         f"{num_images} images at {config.image_size}x{config.image_size} pixels\n"
-    )
-
-
-def save_pipeline(
-    folder: str, processor: StellarImageProcessorPil, vq_model: "stellar_hf.MaskGitVQModel | None"
-) -> None:
-    model = StellarForImageReconstruction.from_pretrained(folder)
-    # By its package, which imports Diffusers now and not when the training starts.
-    pipe = stellar_hf.StellarPipeline(image_processor=processor, model=model, vq_model=vq_model)
-    pipe.save_pretrained(Path(folder, "pipeline"))
-
-
-def show_reconstructions(folder: str, images: list[torch.Tensor], device: torch.device) -> None:
-    """Draws images and what the pipeline in the folder makes of their tokens."""
-    from diffusers.utils import logging as diffusers_logging  # here, since a training of pixels does not need it
-
-    diffusers_logging.disable_progress_bar()
-    pipe = stellar_hf.StellarPipeline.from_pretrained(Path(folder, "pipeline")).to(device)
-    side = pipe.model.config.image_size
-    squares = [ImageOps.fit(Image.fromarray(image.permute(1, 2, 0).numpy()), (side, side)) for image in images]
-    tokens, localization = pipe.encode(squares)
-    reconstructions = pipe(sparse_tokens=tokens, localization=localization, height=side, width=side).images
-    path = Path(folder, "reconstructions.png")
-    plot_reconstructions(squares, reconstructions, localization).savefig(path, dpi=150)
-    found, expected = (torch.stack(images_to_tensor(group)) / 255 for group in (reconstructions, squares))
-    print(
-        f"{len(squares)} images through the pipeline, PSNR {psnr(found, expected).mean():.1f} dB, "
-        f"with token maps: {path}\n"
-    )
-
-
-def how_to_load(folder: str) -> str:
-    pipeline = Path(folder, "pipeline")
-    return (
-        f"Model and image processor: {folder}\n\n"
-        "    import stellar_hf\n"
-        "    from transformers import AutoImageProcessor, AutoModel\n\n"
-        f'    model = AutoModel.from_pretrained("{folder}")\n'
-        f'    processor = AutoImageProcessor.from_pretrained("{folder}")\n'
-        f"\nFrom images to tokens and back: {pipeline}\n\n"
-        f'    pipe = stellar_hf.StellarPipeline.from_pretrained("{pipeline}")\n'
-        "    tokens, localization = pipe.encode(image)\n"
-        "    pipe(sparse_tokens=tokens, localization=localization).images\n"
     )
 
 
