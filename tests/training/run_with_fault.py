@@ -7,7 +7,8 @@ A short training in a process of its own, to which something happens; the same c
 
 Faults, all with the step that they happen at and, optionally, the rank that they happen to (0 if not given):
 `kill` after the step, `kill in save` while its checkpoint is written, `interrupt` and `terminate` before the step,
-`kill worker` of the data loader. What the training ended with is written to `said_<rank>.txt` in the folder.
+`kill worker` of the data loader. What the training ended with is written to `said_<rank>.txt` in the folder. Variables
+of `environment` are set first: by those of a launcher it is one of several processes.
 """
 
 import json
@@ -83,7 +84,11 @@ def collate(examples):
 
 
 def main(folder: str, arguments: str) -> None:
+    arguments = json.loads(arguments)
+    os.environ.update(arguments.pop("environment", {}))
     torch.set_num_threads(1)
+    # Under nohup and in the background of a shell, Ctrl-C is ignored, and would be here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # As in a process that was started from a shell: workers of a fork server would outlive a kill.
     multiprocessing.set_start_method("fork", force=True)
     settings = {
@@ -95,7 +100,7 @@ def main(folder: str, arguments: str) -> None:
         "disable_tqdm": True,
         "use_cpu": True,
         "report_to": "none",
-        **json.loads(arguments),
+        **arguments,
     }
     fault = settings.pop("fault", None)
     num_images = settings.pop("num_images", 14)
@@ -112,7 +117,7 @@ def main(folder: str, arguments: str) -> None:
     said.write_text("")
     try:
         result = trainer.train(resume_from_checkpoint=trainer.last_checkpoint())
-    except OSError as error:
+    except (OSError, ValueError) as error:
         said.write_text(str(error))
         sys.exit(1)
     said.write_text(json.dumps(result.metrics))

@@ -8,9 +8,11 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,60 +28,53 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def start():
-    """Starts a training in a process that was forked from one which has only imported the package."""
-    processes = []
+    """Starts a training in processes that are forked from one which has only imported the package."""
+    every = []
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["stellar_hf.training", "stellar_hf.modeling_stellar"])
+    # Modules, since the packages import none of theirs until a name is used.
+    context.set_forkserver_preload(
+        ["stellar_hf.training.trainer", "stellar_hf.data.views", "transformers.integrations"]
+    )
 
-    def start(folder, fault=None, **settings):
+    def start(folder, fault=None, num_processes=1, **settings):
         folder.mkdir(exist_ok=True)
-        # Not a function of this module, which the process could not import wherever the tests are started from.
-        arguments = [str(folder), json.dumps({**settings, "fault": fault})]
-        script = {"run_name": "__main__", "init_globals": {"ARGUMENTS": arguments}}
-        process = context.Process(target=runpy.run_path, args=(SCRIPT,), kwargs=script)
-        process.start()
-        processes.append(process)
-        return process
+        launched = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        processes = []
+        for rank in map(str, range(num_processes)):
+            environment = {**launched, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "1"}
+            settings["environment"] = environment if num_processes > 1 else {}
+            # Not a function of this module, which the process could not import wherever the tests are started from.
+            arguments = [str(folder), json.dumps({**settings, "fault": fault})]
+            script = {"run_name": "__main__", "init_globals": {"ARGUMENTS": arguments}}
+            processes.append(context.Process(target=runpy.run_path, args=(SCRIPT,), kwargs=script))
+            processes[-1].start()
+        every.extend(processes)
+        return processes
 
     yield start
-    for process in processes:
+    for process in every:
         process.kill()
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def train(start):
     """Runs a training to its end and returns the exit status, negative for a signal, and what it said."""
 
-    def train(folder, fault=None, **settings):
-        process = start(folder, fault, **settings)
-        process.join(timeout=200)
-        assert process.exitcode is not None, "The training hangs."
-        return process.exitcode, (folder / "said_0.txt").read_text()
+    def train(folder, fault=None, num_processes=1, **settings):
+        processes = start(folder, fault, num_processes, **settings)
+        for process in processes:
+            process.join(timeout=200)
+            assert process.exitcode is not None, "The training hangs."
+        statuses = [process.exitcode for process in processes]
+        return statuses[0] if num_processes == 1 else statuses, (folder / "said_0.txt").read_text()
 
     return train
-
-
-def launch(folder, fault=None, **settings):
-    """Starts a training on two processes."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "1"}
-    environment["OMP_NUM_THREADS"] = "1"
-    with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(
-            [*command, SCRIPT, str(folder), json.dumps({**settings, "fault": fault})],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-
-
-def finish(process):
-    try:
-        return process.wait(timeout=300)
-    finally:
-        process.kill()
 
 
 def last_step(folder):
@@ -98,7 +93,8 @@ def assert_same_checkpoints(folder, expected, step):
             log.pop(name, None)
     assert states[0] == states[1]
     assert {"loss", "masked_loss", "learning_rate", "grad_norm"} <= states[0]["log_history"][-1].keys()
-    for name in names[0] - {"training_args.bin", "trainer_state.json"}:
+    # The first holds the arguments; the last two the speed, and a checksum of it.
+    for name in names[0] - {"training_args.bin", "trainer_state.json", "checksums.json"}:
         assert checkpoints[0].joinpath(name).read_bytes() == checkpoints[1].joinpath(name).read_bytes(), name
 
 
@@ -117,18 +113,21 @@ def uninterrupted(train, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_killed_run_goes_on_bit_for_bit(train, uninterrupted, tmp_path, num_workers):
-    settings = {**SETTINGS, "dataloader_num_workers": num_workers}
-    for fault, step in (
-        (["kill", 1], None),
-        (["kill", 5], 4),  # whose checkpoint is of the end of an epoch
-        (["kill in save", 6], 4),
-        (["kill", 7], 6),
+def test_killed_run_goes_on_bit_for_bit(train, uninterrupted, tmp_path):
+    """With and without workers, which outlive a kill for a while; with only one checkpoint, which outlives it, too."""
+    for fault, step, num_workers in (
+        (["kill", 1], None, 0),
+        (["kill", 5], 4, 2),  # whose checkpoint is of the end of an epoch
+        (["kill in save", 6], 4, 0),
+        (["kill", 7], 6, 2),
     ):
+        settings = {**SETTINGS, "dataloader_num_workers": num_workers, "save_total_limit": 1}
         status, said = train(tmp_path, fault, **settings)
         assert (status, last_step(tmp_path)) == (-signal.SIGKILL, step), (fault, said)
+        assert (tmp_path / "run" / "_saving").exists() == (fault[0] == "kill in save")
+        assert len(list((tmp_path / "run").glob("checkpoint-*"))) == (step is not None)
     assert train(tmp_path, **settings)[0] == 0
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-10"]
     assert_same_checkpoints(tmp_path, uninterrupted, 10)
     # What is logged at the end covers the whole run, too.
     results = [json.loads((folder / "said_0.txt").read_text()) for folder in (tmp_path, uninterrupted)]
@@ -153,14 +152,19 @@ def test_epochs_that_are_interrupted_are_logged_and_saved_once(train, tmp_path):
     assert_same_checkpoints(tmp_path / "broken", tmp_path / "whole", 14)
 
 
-def test_the_only_checkpoint_outlives_a_kill_while_the_next_is_written(train, tmp_path):
-    settings = {"max_steps": 6, "save_total_limit": 1}
-    status, _ = train(tmp_path, ["kill in save", 4], **settings)
-    assert status == -signal.SIGKILL
-    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-2"}
-    assert list((tmp_path / "run" / "_saving").iterdir())  # what was written of the next one
-    assert train(tmp_path, **settings)[0] == 0
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["checkpoint-6"]
+# Two trainings in one folder -----------------------------------------------------------------------------------------
+
+
+def test_a_second_training_in_the_same_folder_is_refused_until_the_first_has_ended(start, train, tmp_path):
+    (first,) = start(tmp_path, max_steps=100000, save_strategy="no", dataloader_num_workers=1)
+    while not list((tmp_path / "run").glob("_training.lock")):
+        assert first.exitcode is None
+        time.sleep(0.05)
+    status, said = train(tmp_path, max_steps=1)
+    assert status == 1 and f"Another training is running in {tmp_path}/run (process {first.pid} on " in said
+    first.kill()
+    first.join()
+    assert train(tmp_path, max_steps=1)[0] == 0
 
 
 # Full disk -----------------------------------------------------------------------------------------------------------
@@ -192,10 +196,24 @@ def test_full_disk_leaves_the_last_checkpoint(train, uninterrupted, small_disk, 
     assert f"checkpoint-4 in {disk}/run could not be written: the disk is full (0." in said
     assert f"{disk}/run/checkpoint-2 is intact: resume from it" in said
     assert [path.name for path in (disk / "run").iterdir()] == ["checkpoint-2"]
+    if share == 0.95:
+        shutil.copytree(disk / "run", tmp_path / "larger" / "run")
+        assert train(tmp_path / "larger", **SETTINGS)[0] == 0
+        assert_same_checkpoints(tmp_path / "larger", uninterrupted, 10)
 
-    shutil.copytree(disk / "run", tmp_path / "larger" / "run")
-    assert train(tmp_path / "larger", **SETTINGS)[0] == 0
-    assert_same_checkpoints(tmp_path / "larger", uninterrupted, 10)
+
+def test_full_disk_leaves_the_results_as_they_were(build_trainer, small_disk):
+    disk = small_disk(2**20)
+    trainer = build_trainer(disk)
+    trainer.save_metrics("train", {"train_loss": 1.5})
+    with suppress(OSError), (disk / "filling").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    for write in (lambda: trainer.save_metrics("test", {"test_psnr": 20.0}), trainer.save_state):
+        with pytest.raises(OSError, match="could not be written: the disk is full"):
+            write()
+    assert {path.name for path in disk.iterdir()} == {"all_results.json", "train_results.json", "filling"}
+    assert json.loads((disk / "all_results.json").read_text()) == {"train_loss": 1.5}
 
 
 # Data loader ---------------------------------------------------------------------------------------------------------
@@ -224,9 +242,9 @@ resumes_on_two = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_on_two(tmp_path_factory):
+def uninterrupted_on_two(train, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    assert finish(launch(folder, **ON_TWO)) == 0, (folder / "output.txt").read_text()
+    assert train(folder, num_processes=2, **ON_TWO)[0] == [0, 0]
     return folder
 
 
@@ -236,19 +254,40 @@ def uninterrupted_on_two(tmp_path_factory):
     [(["interrupt", 3, 1], 4), (["kill", 5, 1], 4), (["kill in save", 4, 0], 2)],
     ids=["interrupt of one", "kill of one", "kill in save"],
 )
-def test_fault_of_one_process_ends_all_and_the_run_goes_on(uninterrupted_on_two, tmp_path, fault, step):
-    assert finish(launch(tmp_path, fault, **ON_TWO)) != 0
-    assert last_step(tmp_path) == step, (tmp_path / "output.txt").read_text()
-    assert finish(launch(tmp_path, **ON_TWO)) == 0, (tmp_path / "output.txt").read_text()
+def test_fault_of_one_process_ends_all_and_the_run_goes_on(train, uninterrupted_on_two, tmp_path, fault, step):
+    statuses, said = train(tmp_path, fault, num_processes=2, **ON_TWO)
+    assert 0 not in statuses
+    assert last_step(tmp_path) == step, said
+    assert train(tmp_path, num_processes=2, **ON_TWO)[0] == [0, 0]
     assert_same_checkpoints(tmp_path, uninterrupted_on_two, 8)
+
+
+@resumes_on_two
+def test_a_file_that_one_process_lacks_ends_all(train, uninterrupted_on_two, tmp_path):
+    shutil.copytree(uninterrupted_on_two / "run" / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    for name in ("checksums.json", "rng_state_1.pth"):
+        (tmp_path / "run" / "checkpoint-4" / name).unlink()
+    statuses, said = train(tmp_path, num_processes=2, **ON_TWO)
+    assert statuses == [1, 1] and "checkpoint-4 is damaged: rng_state_1.pth is missing" in said
 
 
 def test_ctrl_c_in_the_terminal_of_a_launcher_saves_one_checkpoint(tmp_path):
     """The launcher gets it as well, and passes it on to the processes, which have got it already."""
     settings = {"max_steps": 100000, "save_strategy": "no", "logging_steps": 1}
-    process = launch(tmp_path, **settings)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    output = tmp_path / "output.txt"
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            [*command, SCRIPT, str(tmp_path), json.dumps(settings)],
+            env={**os.environ, **environment},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Where the tests run under nohup or in the background of a shell, it would be ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     try:
-        output = tmp_path / "output.txt"
         while "'loss'" not in output.read_text():
             assert process.poll() is None, output.read_text()
             time.sleep(0.2)
