@@ -13,8 +13,10 @@ import textwrap
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 import yaml
 
@@ -353,6 +355,239 @@ def run_python(tmp_path_factory):
 @pytest.fixture(scope="session")
 def photograph():
     """An image that the processors have to resize and crop."""
-    import numpy as np
-
     return np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+
+
+# What one process with the package saves and pushes, and one without it loads ----------------------------------------
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain.py"
+HAND_WRITTEN = "---\nlicense: mit\n---\n\n# A card that a person wrote\n"
+
+# Heads with the Auto class that they are registered for.
+HEADS = {
+    "StellarForImageClassification": "AutoModelForImageClassification",
+    "StellarForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+    "StellarForImageReconstruction": "AutoModelForImageToImage",
+    "StellarBackbone": "AutoBackbone",
+}
+
+# What is on the Hub, and models in folders, with the Auto class that loads them.
+ON_HUB = {"features": "AutoModel", "trained": "AutoModelForPreTraining", **HEADS}
+IN_FOLDERS = {
+    "StellarModel": "AutoModel",
+    "StellarForPreTraining": "AutoModelForPreTraining",
+    "StellarForImageClassification": "AutoModelForImageClassification",
+    "StellarForSemanticSegmentation": "AutoModelForSemanticSegmentation",
+}
+
+SAVE_AND_PUSH = """
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi
+
+import stellar_hf
+from stellar_hf import (
+    StellarConfig,
+    StellarForImageReconstruction,
+    StellarForPreTraining,
+    StellarImageProcessorPil,
+    StellarModel,
+    StellarPipeline,
+    StellarTrainer,
+    StellarTrainingArguments,
+)
+
+folder, config, hand_written = Path(sys.argv[1]), StellarConfig(**json.loads(sys.argv[2])), sys.argv[3].encode()
+heads, models, pretrain = json.loads(sys.argv[4]), json.loads(sys.argv[5]), json.loads(sys.argv[6])
+processor = StellarImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+# Without code, into a repository with a card of a person.
+plain = StellarModel(config)
+HfApi().create_repo("tester/plain")
+HfApi().upload_file(path_or_fileobj=hand_written, path_in_repo="README.md", repo_id="tester/plain")
+plain.push_to_hub("tester/plain")
+plain.save_pretrained(folder / "plain")
+
+# A pipeline, whose model comes without code.
+StellarPipeline(
+    image_processor=StellarImageProcessorPil.from_pretrained(stellar_hf.DEMO_MODEL),
+    model=StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL),
+).push_to_hub("tester/pipeline")
+
+# With code; twice, and the processor first.
+for shared_class, auto_class in (
+    (StellarModel, "AutoModel"),
+    (StellarForPreTraining, "AutoModelForPreTraining"),
+    (StellarImageProcessorPil, "AutoImageProcessor"),
+):
+    shared_class.register_for_auto_class(auto_class)
+model = StellarModel(config).eval()
+processor.push_to_hub("features")
+model.push_to_hub("features", tags=["first"])
+model.push_to_hub("features", tags=["second"], commit_message="Second")
+model.push_to_hub("features", revision="draft", tags=["third"])
+model.save_pretrained(folder / "features")
+processor.save_pretrained(folder / "features")
+
+image = np.load(folder / "image.npy")
+inputs = processor(image, return_tensors="pt")
+with torch.no_grad():
+    torch.save(dict(model(**inputs)), folder / "features.pt")
+
+# Heads, while they are saved, in folders that hold more; the second time over a card that a processor's push touched.
+for name, auto_class in heads.items():
+    model_class = getattr(stellar_hf, name)
+    model_class.register_for_auto_class(auto_class)
+    (folder / name).mkdir()
+    (folder / name / "notes.txt").write_text("of the folder alone")
+    processor.save_pretrained(str(folder / name), push_to_hub=True, repo_id=f"tester/{name}")
+    model_class(config).save_pretrained(folder / name, push_to_hub=True, tags="first", commit_message="While saving")
+    processor.push_to_hub(name)
+    model = model_class.from_pretrained(folder / name).eval()
+    model.save_pretrained(folder / name, push_to_hub=True, tags="second")
+    # From the file, as the other process: where a tensor lies in memory can decide the last bit of a product.
+    model = model_class.from_pretrained(folder / name).eval()
+    with torch.no_grad():
+        torch.save(dict(model(**inputs)), folder / f"{name}.pt")
+
+# A training that pushes its checkpoints.
+arguments = StellarTrainingArguments(
+    str(folder / "run"),
+    push_to_hub=True,
+    hub_model_id="tester/trained",
+    hub_strategy="checkpoint",
+    max_steps=2,
+    save_steps=2,
+    per_device_train_batch_size=2,
+    num_global_views=1,
+    num_local_views=0,
+    use_cpu=True,
+    disable_tqdm=True,
+    report_to="none",
+)
+trainer = StellarTrainer(
+    StellarForPreTraining(config), arguments, train_dataset=[{"image": image}] * 4, processing_class=processor
+)
+trainer.train()
+trainer.save_model()
+trainer.save_metrics("test", {"test_knn_accuracy": 0.75, "test_runtime": 3.0})
+trainer.push_to_hub(dataset="photo mosaics", blocking=True)
+model = trainer.model.eval()
+with torch.no_grad():
+    torch.save(dict(model(**inputs, return_loss=False)), folder / "trained.pt")
+
+# Models in folders that go on no Hub.
+shared = folder / "shared"
+processor.save_pretrained(folder)
+inputs = processor(image, return_tensors="pt")
+torch.save(dict(inputs), shared / "inputs.pt")
+for name, auto_class in models.items():
+    model_class = getattr(stellar_hf, name)
+    model_class.register_for_auto_class(auto_class)
+    model_class(config).save_pretrained(shared / name)
+    # From the file, as the other process: where a tensor lies in memory can decide the last bit of a product.
+    model = model_class.from_pretrained(shared / name).eval()
+    processor.save_pretrained(shared / name)
+    with torch.no_grad():
+        torch.save(dict(model(**inputs)), shared / f"{name}.pt")
+
+# The command that trains, which pushes when it ends.
+sys.argv = pretrain
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+LOAD = """
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+
+folder, auto_classes, models = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+image = np.load(folder / "image.npy")
+for name, auto_class in auto_classes.items():
+    repo_id = f"tester/{name}"
+    model = getattr(transformers.models.auto, auto_class).from_pretrained(repo_id, trust_remote_code=True).eval()
+    processor = load_processor(repo_id)
+    for loaded in (model, processor):
+        assert type(loaded).__module__.startswith("transformers_modules."), type(loaded)
+    inputs = processor(image, return_tensors="pt")
+    arguments = {"return_loss": False} if name == "trained" else {}
+    with torch.no_grad():
+        torch.save(dict(model(**inputs, **arguments)), folder / f"{name}_again.pt")
+    snapshot_download(repo_id, local_dir=folder / f"{name}_downloaded")
+
+shared = folder / "shared"
+for name, auto_class in models.items():
+    auto_class = getattr(transformers, auto_class)
+    model = auto_class.from_pretrained(shared / name, trust_remote_code=True).eval()
+    assert type(model).__name__ == name, type(model)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+    processor = load_processor(shared / name)
+    assert type(processor).__name__ == "StellarImageProcessorPil", type(processor)
+    inputs = processor(image, return_tensors="pt")
+    torch.save(dict(inputs), shared / f"{name}_inputs_again.pt")
+    with torch.no_grad():
+        torch.save(dict(model(**inputs)), shared / f"{name}_again.pt")
+    model.save_pretrained(shared / f"{name} again")  # what was loaded as remote code carries it on
+
+kinds = {}
+for name in ("AutoConfig", "AutoModel", "AutoModelForPreTraining"):
+    loaded = getattr(transformers, name).from_pretrained(shared / "StellarForPreTraining", trust_remote_code=True)
+    kinds[name] = type(loaded).__name__
+(folder / "kinds.json").write_text(json.dumps(kinds))
+assert "stellar_hf" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="session")
+def pushed(hub, run_python, tiny_config, photograph, tmp_path_factory):
+    """Folder of what one process with the package saved beside pushing it; `shared` in it went on no Hub."""
+    folder = tmp_path_factory.mktemp("pushed")
+    (folder / "shared").mkdir()
+    np.save(folder / "image.npy", photograph)
+    config = tiny_config(hidden_size=16, num_hidden_layers=1).to_diff_dict()
+    fields = {name: value for name, value in config.items() if name not in ("transformers_version", "model_type")}
+    pretrain = [SCRIPT, "--output_dir", folder / "mosaics", "--model_config", json.dumps(fields), "--push_to_hub"]
+    pretrain += ["--hub_model_id", "tester/mosaics", "--max_steps=2", "--num_train_scenes=8", "--num_eval_scenes=16"]
+    pretrain += ["--per_device_train_batch_size=4", "--use_cpu", "--disable_tqdm=true"]
+    config, tables = tiny_config().to_json_string(), [json.dumps(table) for table in (HEADS, IN_FOLDERS)]
+    run_python(SAVE_AND_PUSH, folder, config, HAND_WRITTEN, *tables, json.dumps(list(map(str, pretrain))), hub=hub)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loaded(pushed, hub, run_python):
+    """The same folder after a process without the package has loaded what was pushed and saved."""
+    run_python(LOAD, pushed, json.dumps(ON_HUB), json.dumps(IN_FOLDERS), hub=hub, with_package=False)
+    return pushed
+
+
+@pytest.fixture
+def hand_written():
+    """The card that a person wrote for tester/plain."""
+    return HAND_WRITTEN
+
+
+@pytest.fixture(params=HEADS)
+def head(request):
+    """A class of a head, whose models are on the Hub under its name."""
+    return request.param
+
+
+@pytest.fixture(params=ON_HUB)
+def on_hub(request):
+    """The name of a model on the Hub."""
+    return request.param
+
+
+@pytest.fixture(params=IN_FOLDERS)
+def in_folder(request):
+    """The name of a model's folder in `shared`."""
+    return request.param

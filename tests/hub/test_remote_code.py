@@ -16,75 +16,11 @@ from stellar_hf import StellarConfig, StellarForPreTraining
 from stellar_hf.hub_stellar import AUTO_MAP
 from stellar_hf.image_processing_pil_stellar import StellarImageProcessorMixin
 
-# Models with the Auto class that loads them.
-MODELS = {
-    "StellarModel": "AutoModel",
-    "StellarForPreTraining": "AutoModelForPreTraining",
-    "StellarForImageClassification": "AutoModelForImageClassification",
-    "StellarForSemanticSegmentation": "AutoModelForSemanticSegmentation",
-}
 
-SAVE = """
-import json
-from pathlib import Path
-
-import numpy as np
-import torch
-import stellar_hf
-from stellar_hf import StellarConfig, StellarImageProcessorPil
-
-folder, config, models = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-image = np.load(folder / "image.npy")
-processor = StellarImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-processor.register_for_auto_class()
-processor.save_pretrained(folder)
-inputs = processor(image, return_tensors="pt")
-torch.save(dict(inputs), folder / "inputs.pt")
-for name, auto_class in models.items():
-    model_class = getattr(stellar_hf, name)
-    model_class.register_for_auto_class(auto_class)
-    model_class(StellarConfig(**config)).save_pretrained(folder / name)
-    # From the file, as the other process: where a tensor lies in memory can decide the last bit of a product.
-    model = model_class.from_pretrained(folder / name).eval()
-    processor.save_pretrained(folder / name)
-    with torch.no_grad():
-        torch.save(dict(model(**inputs)), folder / f"{name}.pt")
-"""
-
-LOAD = """
-import json
-from pathlib import Path
-
-import numpy as np
-import torch
-import transformers
-
-folder, models = Path(sys.argv[1]), json.loads(sys.argv[2])
-image = np.load(folder / "image.npy")
-for name, auto_class in models.items():
-    auto_class = getattr(transformers, auto_class)
-    model = auto_class.from_pretrained(folder / name, trust_remote_code=True).eval()
-    assert type(model).__name__ == name, type(model)
-    assert type(model).__module__.startswith("transformers_modules."), type(model)
-    processor = load_processor(folder / name)
-    assert type(processor).__name__ == "StellarImageProcessorPil", type(processor)
-    inputs = processor(image, return_tensors="pt")
-    torch.save(dict(inputs), folder / f"{name}_inputs_again.pt")
-    with torch.no_grad():
-        torch.save(dict(model(**inputs)), folder / f"{name}_again.pt")
-    model.save_pretrained(folder / f"{name} again")  # what was loaded as remote code carries it on
-assert "stellar_hf" not in sys.modules
-"""
-
-
-@pytest.fixture(scope="module")
-def shared_folder(run_python, tiny_config, photograph, tmp_path_factory):
+@pytest.fixture
+def shared_folder(loaded):
     """Saved by one process with the package; loaded, run and saved again by one without it."""
-    folder = tmp_path_factory.mktemp("shared")
-    np.save(folder / "image.npy", photograph)
-    run_python(SAVE, folder, tiny_config().to_json_string(), json.dumps(MODELS))
-    run_python(LOAD, folder, json.dumps(MODELS), with_package=False)
-    return folder
+    return loaded / "shared"
 
 
 def assert_equal(outputs, expected):
@@ -93,19 +29,17 @@ def assert_equal(outputs, expected):
         assert torch.equal(outputs[name], value) if torch.is_tensor(value) else outputs[name] == value, name
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_without_the_package_outputs_are_equal_bit_for_bit(shared_folder, name):
+def test_without_the_package_outputs_are_equal_bit_for_bit(shared_folder, in_folder):
     assert_equal(
-        torch.load(shared_folder / f"{name}_inputs_again.pt"),
+        torch.load(shared_folder / f"{in_folder}_inputs_again.pt"),
         torch.load(shared_folder / "inputs.pt"),
     )
     # Drawn anew in each forward are the views' masks alone, and there are none.
-    assert_equal(torch.load(shared_folder / f"{name}_again.pt"), torch.load(shared_folder / f"{name}.pt"))
+    assert_equal(torch.load(shared_folder / f"{in_folder}_again.pt"), torch.load(shared_folder / f"{in_folder}.pt"))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_one_registered_class_carries_the_code_of_every_auto_class(shared_folder, name):
-    for folder in (shared_folder / name, shared_folder / f"{name} again"):
+def test_one_registered_class_carries_the_code_of_every_auto_class(shared_folder, in_folder):
+    for folder in (shared_folder / in_folder, shared_folder / f"{in_folder} again"):
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
         assert auto_map == AUTO_MAP
         for reference in auto_map.values():
@@ -113,17 +47,10 @@ def test_one_registered_class_carries_the_code_of_every_auto_class(shared_folder
             assert f"class {class_name}(" in (folder / f"{module}.py").read_text()
 
 
-def test_without_the_package_every_auto_class_loads_a_pre_training_folder(shared_folder, run_python):
-    code = """
-    import transformers
-
-    for auto_class in sys.argv[2:]:
-        loaded = getattr(transformers, auto_class).from_pretrained(sys.argv[1], trust_remote_code=True)
-        print(auto_class, type(loaded).__name__)
-    """
-    auto_classes = ["AutoConfig", "AutoModel", "AutoModelForPreTraining"]
-    output = run_python(code, shared_folder / "StellarForPreTraining", *auto_classes, with_package=False)
-    assert output.splitlines() == [f"{name} {AUTO_MAP[name].split('.')[1]}" for name in auto_classes]
+def test_without_the_package_every_auto_class_loads_a_pre_training_folder(loaded):
+    kinds = json.loads((loaded / "kinds.json").read_text())
+    assert kinds.keys() == {"AutoConfig", "AutoModel", "AutoModelForPreTraining"}
+    assert all(kind == AUTO_MAP[name].split(".")[1] for name, kind in kinds.items())
 
 
 def test_with_the_package_its_own_classes_load_the_folder_without_a_question(shared_folder, load_processor):
