@@ -213,7 +213,7 @@ def test_a_folder_alone_trains_a_small_model_that_fits_it(run_script, photos, tm
     assert "stellar-hf pretrain own_images --model_config" in otherwise
     model = AutoModelForPreTraining.from_pretrained(tmp_path)
     assert model.config.image_size == 32 and model.num_parameters() < 5e6
-    assert "6 images of a folder" in (tmp_path / "README.md").read_text()
+    assert "\nData: 6 images" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize("strategy", [[], ["--eval_strategy", "no"]])

@@ -166,6 +166,7 @@ def test_pushed_checkpoint_is_complete(hub, pushed):
 def test_pretrain_script_pushes(hub, pushed):
     files = hub.files("tester/mosaics")
     assert {"config.json", "model.safetensors", "modeling_stellar.py", "preprocessor_config.json"} <= files.keys()
+    assert {"pipeline/model_index.json", "pipeline/model/model.safetensors", "reconstructions.png"} <= files.keys()
     results = json.loads(files["all_results.json"])
     shown = {result.metric_name: result.metric_value for result in card(hub, "tester/mosaics").data.eval_results}
     assert shown["test_knn_accuracy"] == results["test_knn_accuracy"]

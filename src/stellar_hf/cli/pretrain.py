@@ -377,7 +377,7 @@ def train_and_measure(
     if is_main_process:
         save_pipeline(trainer, vq_model)
         show_reconstructions(trainer, images if table is None else table.data["scenes"])
-    card = model_card_arguments(data_args, images)
+    card = model_card_arguments(data_args)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
@@ -395,13 +395,13 @@ def start_table(trainer: StellarTrainer, data_args: DataArguments) -> MosaicEval
     return table
 
 
-def model_card_arguments(args: DataArguments, images: Images) -> dict[str, str]:
-    """What the card says of the data; a folder of the person who trains has no name for others."""
+def model_card_arguments(args: DataArguments) -> dict[str, str]:
+    """What the data is called; of a folder of one's own the trainer says how many images of how many classes."""
     if args.is_embedded:
         return {"dataset": "photo mosaics"}
     if args.dataset_name is not None and not Path(args.dataset_name).exists():
         return {"dataset_tags": args.dataset_name}
-    return {"dataset": "a stream of images" if args.streaming else f"{len(images):,} images of a folder"}
+    return {}
 
 
 def describe(model: StellarForPreTraining, num_images: str) -> str:
