@@ -506,6 +506,7 @@ def test_a_checkpoint_that_was_asked_for(error_of, run_script, own_images, tmp_p
 
 
 def test_ctrl_c_before_training(run_script, tmp_path, capsys):
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # as a terminal leaves it
     recipe = tmp_path / "recipe.yaml"
     os.mkfifo(recipe)  # whose reader waits
 
@@ -514,8 +515,11 @@ def test_ctrl_c_before_training(run_script, tmp_path, capsys):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
-    with pytest.raises(SystemExit) as exit:
-        run_script(recipe)
+    try:
+        with pytest.raises(SystemExit) as exit:
+            run_script(recipe)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     assert exit.value.code == 130
     assert capsys.readouterr().err.strip() == "Interrupted."
 
@@ -527,7 +531,14 @@ def test_ctrl_c_in_training_leaves_a_checkpoint_that_the_same_command_goes_on_fr
     command += ["--max_steps=100000", "--dataloader_num_workers=1", "--save_strategy=no"]
     with (tmp_path / "stderr.txt").open("w") as errors:  # a pipe that nobody reads would fill up
         process = subprocess.Popen(
-            command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            command,
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+            # A shell that runs this in the background ignores SIGINT, which the child would inherit.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         try:
             while not re.match(r" +3 ", line := process.stdout.readline()):

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from transformers import AutoImageProcessor
+from PIL import Image
 
-from .. import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
+from .. import StellarForImageReconstruction, StellarPipeline
+from ..data.images import read_image
 from ..data.photo_mosaics import photograph
+from ..features import load_processor
 
 
 def read_images(files: Sequence[str]) -> dict[str, Image.Image]:
@@ -35,10 +36,7 @@ def read_images(files: Sequence[str]) -> dict[str, Image.Image]:
             raise ValueError(
                 f"Two images are named {name}, but their results are written under their names: copy one."
             )
-        try:
-            images[name] = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{file} cannot be read: unknown format.") from error
+        images[name] = read_image(file)
     return images
 
 
@@ -57,14 +55,7 @@ def load_pipeline(
         pipe = StellarPipeline.from_pretrained(pipeline_name_or_path)
     else:
         pipe = StellarPipeline(
-            image_processor=_load_image_processor(model_name_or_path),
+            image_processor=load_processor(model_name_or_path),
             model=StellarForImageReconstruction.from_pretrained(model_name_or_path),
         )
     return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _load_image_processor(name: str):
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except ImportError:  # Transformers 5.17 has no AutoImageProcessor without torchvision
-        return StellarImageProcessorPil.from_pretrained(name)

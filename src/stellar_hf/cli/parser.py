@@ -34,8 +34,9 @@ class CommandParser(HfArgumentParser):
 
     def __init__(self, *dataclass_types: type, description: str | None, usage: str = "[--FLAG VALUE ...]"):
         self.parsed_types = dataclass_types
+        groups: list[Any] = [group for dataclass_type in dataclass_types for group in _groups(dataclass_type)]
         super().__init__(
-            [part for dataclass_type in dataclass_types for part in _groups(dataclass_type)],
+            groups,
             description=description,
             usage=f"%(prog)s {usage}",
             formatter_class=_HelpFormatter,

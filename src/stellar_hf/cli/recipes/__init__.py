@@ -103,8 +103,8 @@ def _hint(key: Any, types: Mapping[str, Any]) -> str:
 
 def _alternatives(hint: Any, is_text: bool) -> list[Any]:
     """The types that a value may have, in the order in which they are tried."""
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    options = [option for option in options if option is not type(None)]
+    union = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    options = [option for option in union if option is not type(None)]
     if any(_choices(option) for option in options):  # of which only the names are allowed, not any text
         options = [option for option in options if option is not str]
     return sorted(options, key=lambda option: (option is str) != is_text)
