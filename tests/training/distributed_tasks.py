@@ -10,6 +10,7 @@ FOLDER holds the configuration of a tiny model; each process saves the result of
 
 import copy
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -200,6 +201,31 @@ def second_order(folder):
     return images.seen
 
 
+def ended_in_the_last_evaluation(folder):
+    """What one process makes of a signal that another one gets in the last evaluation."""
+
+    class Terminate(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **kwargs):
+            if args.process_index == 1:
+                signal.raise_signal(signal.SIGTERM)
+
+    trainer = make_trainer(
+        folder,
+        make_model(folder),
+        callbacks=[Terminate()],
+        train_dataset=make_views(),
+        eval_dataset=make_views(),
+        data_collator=collate_views,
+        max_steps=1,
+        per_device_train_batch_size=2,
+        eval_strategy="steps",
+        eval_steps=1,
+        output_dir=str(Path(folder, "ended")),
+    )
+    trainer.train()
+    return {"exit_status": trainer.exit_status, "checkpoint": trainer.last_checkpoint()}
+
+
 def draws_of_workers(folder):
     """Views that a worker process made of the same image."""
     views = []
@@ -387,6 +413,7 @@ TASKS = {
     "draws": draws,
     "draws_of_workers": draws_of_workers,
     "second_order": second_order,
+    "ended_in_the_last_evaluation": ended_in_the_last_evaluation,
     "ends": ends,
     "measured": measured,
     "prior": prior,

@@ -50,7 +50,17 @@ def launch(tiny_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def of_two(launch):
     """Results of all tasks on two processes."""
-    _, results = launch(2, *STEPS, "draws", "draws_of_workers", "second_order", "ends", "measured", "prior")
+    _, results = launch(
+        2,
+        *STEPS,
+        "draws",
+        "draws_of_workers",
+        "second_order",
+        "ended_in_the_last_evaluation",
+        "ends",
+        "measured",
+        "prior",
+    )
     return results
 
 
@@ -164,6 +174,11 @@ def test_processes_take_equally_many_steps_whatever_their_data(processes, reques
     assert first["one shard"] == first["unequal shards"] == {"steps": 5, "forwards": 5}
     assert "all processes must take equally many steps" in first["uneven batches"]
     assert first["unequal shards, accumulated"] == {"steps": 3, "forwards": 6}
+
+
+def test_a_signal_to_one_process_in_the_last_evaluation_ends_all_of_them(of_two):
+    first, second = of_two["ended_in_the_last_evaluation"]
+    assert first == second and first["exit_status"] == 143 and first["checkpoint"].endswith("checkpoint-1")
 
 
 def test_processes_measure_whole_images_as_one_does(of_one, of_two):

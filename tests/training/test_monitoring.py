@@ -11,8 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from stellar_hf import StellarConfig
 from stellar_hf.loss_stellar import matched_fraction
-from stellar_hf.training.monitoring import NUM_LOGS, memory_gib, signs_of_collapse, teacher_distance
+from stellar_hf.training.monitoring import (
+    NUM_LOGS,
+    memory_gib,
+    signs_of_collapse,
+    teacher_distance,
+    warning_of_random_weights,
+)
 
 
 def training_logs(trainer):
@@ -137,7 +144,16 @@ def test_a_broken_batch_whose_tensors_share_memory_is_saved(make_trainer):
 
 # Collapse ------------------------------------------------------------------------------------------------------------
 
-HEALTHY = {"prototype_entropy": 0.97, "slot_information": 0.4, "token_diversity": 0.2, "cls_clustering_loss": 5.0}
+HEALTHY = {
+    "prototype_entropy": 0.97,
+    "slot_information": 0.4,
+    "token_diversity": 0.2,
+    "cls_clustering_loss": 5.0,
+    "clustering_loss": 4.5,
+    "masked_loss": 5.0,
+    "localization_sharpness": 0.8,
+    "largest_token_share": 0.4,
+}
 
 
 @pytest.mark.parametrize(
@@ -148,20 +164,31 @@ HEALTHY = {"prototype_entropy": 0.97, "slot_information": 0.4, "token_diversity"
         ({"token_diversity": 0.001}, 1.0, "token_diversity", "koleo_weight"),
         ({"cls_clustering_loss": math.log(512) + 0.001}, 1.0, "cls_clustering_loss", "ln K = 6.24"),
         ({"cls_clustering_loss": 0.3 * math.log(512)}, 0.3, "cls_clustering_loss", "from_vit_pretrained"),
+        ({"clustering_loss": math.log(512) - 0.001}, 1.0, "clustering_loss", "ln K = 6.24"),
+        ({"clustering_loss": 0.3 * math.log(512)}, 0.3, "clustering_loss", "standardize_projections"),
+        ({"masked_loss": math.log(512)}, 0.0, "masked_loss", "from_vit_pretrained"),
+        ({"largest_token_share": 0.99}, 1.0, "largest_token_share", "reconstruction_weight"),
+        ({"localization_sharpness": 0.255}, 1.0, "localization_sharpness", "localization_noise"),
     ],
 )
 def test_each_sign_of_collapse_is_named_with_a_remedy(tiny_config, logs, weight, sign, remedy):
     config = tiny_config(num_prototypes=512, clustering_weight=weight)
-    signs = signs_of_collapse({**HEALTHY, "cls_clustering_loss": weight * 5.0, **logs}, config, num_images=64)
+    healthy = {**HEALTHY, "cls_clustering_loss": weight * 5.0, "clustering_loss": weight * 4.5}
+    signs = signs_of_collapse({**healthy, **logs}, config, num_images=64)
     assert signs.keys() == {sign} and remedy in signs[sign]
 
 
 def test_healthy_logs_show_no_sign(tiny_config):
     assert signs_of_collapse(HEALTHY, tiny_config(num_prototypes=512), num_images=64) == {}
     # With one token there is no slot and no diversity to speak of; without the term, no loss.
-    one = {**HEALTHY, "slot_information": 0.0, "token_diversity": 0.0, "cls_clustering_loss": 0.0}
+    no_loss = {"cls_clustering_loss": 0.0, "clustering_loss": 0.0}
+    one = {**HEALTHY, "slot_information": 0.0, "token_diversity": 0.0, **no_loss}
+    one.update(localization_sharpness=1.0, largest_token_share=1.0)
     config = tiny_config(num_prototypes=512, num_sparse_tokens=1, clustering_weight=0.0)
     assert signs_of_collapse(one, config, num_images=64) == {}
+    # Masked tokens alone may say nothing.
+    masked = {**HEALTHY, "masked_loss": math.log(512)}
+    assert signs_of_collapse(masked, tiny_config(num_prototypes=512), num_images=64) == {}
     # Two images of four tokens cannot use more than eight of the prototypes: an entropy of a third.
     few = {**HEALTHY, "prototype_entropy": math.log(8) / math.log(512)}
     assert signs_of_collapse(few, tiny_config(num_prototypes=512), num_images=2) == {}
@@ -182,11 +209,53 @@ def test_a_collapsed_run_warns_once(make_trainer, caplog):
     with caplog.at_level(logging.WARNING):
         trainer.train()
     found = warnings(caplog)
-    assert len(found) == 2
     step = 1 + NUM_LOGS  # the first tenth is quiet
-    assert all(f"collapses at step {step}:" in message for message in found)
-    assert "all tokens of an image are alike" in found[0]
-    assert "CLS predicts every prototype alike" in found[1]
+    signs = (
+        "all tokens of an image are alike",
+        "CLS predicts every prototype alike",
+        "the tokens predict every prototype alike",
+        "every token takes every patch alike",
+    )
+    assert len(found) == len(signs)
+    for message, sign in zip(found, signs, strict=True):
+        assert f"collapses at step {step}:" in message and sign in message
+
+
+@pytest.mark.parametrize(
+    ("localization", "sharpness", "share", "sign"),
+    [
+        (torch.eye(4)[:1].expand(16, 4), 1.0, 1.0, "one token of an image takes all patches"),
+        (torch.full((16, 4), 0.25), 0.25, 0.25, "every token takes every patch alike"),
+        (torch.eye(4).repeat(4, 1), 1.0, 0.25, None),
+    ],
+)
+def test_maps_that_say_nothing_are_recognized(make_trainer, caplog, localization, sharpness, share, sign):
+    trainer = make_trainer(max_steps=4, learning_rate=0.0)
+    trainer.model.stellar.localization.register_forward_hook(
+        lambda module, inputs, output: localization.expand(len(output), -1, -1)
+    )
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    log = training_logs(trainer)[-1]
+    assert (log["localization_sharpness"], log["largest_token_share"]) == pytest.approx((sharpness, share))
+    found = [message for message in warnings(caplog) if "patch" in message]
+    assert len(found) == (sign is not None) and all(sign in message for message in found)
+
+
+@pytest.mark.parametrize(
+    ("config", "warns"),
+    [
+        ({}, True),
+        ({"standardize_projections": True}, False),
+        ({"use_teacher": True, "mask_ratio": 0.6}, False),
+        ({"target_temperature": 0.25, "prediction_temperature": 0.5}, False),
+    ],
+)
+def test_the_papers_objective_from_random_weights_is_warned_of(config, warns):
+    warning = warning_of_random_weights(StellarConfig(**config))
+    assert (warning is not None) == warns
+    if warns:
+        assert "temperatures 0.06 and 0.12" in warning and "standardize_projections" in warning
 
 
 def test_clusters_that_name_the_slot_are_recognized(make_trainer, caplog):

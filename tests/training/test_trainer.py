@@ -3,6 +3,7 @@
 """What a training run computes, logs, saves and refuses."""
 
 import copy
+import json
 import math
 import signal
 import time
@@ -458,10 +459,68 @@ def test_the_same_seed_gives_the_same_run(make_trainer):
     assert losses(1) == losses(1) != losses(2)
 
 
+def test_figures_of_the_last_evaluation_are_saved(make_trainer, tmp_path):
+    trainer = make_trainer(eval_dataset=IMAGES[:4], eval_strategy="steps", eval_steps=2, max_steps=4)
+    trainer.train()
+    logged = [log for log in trainer.state.log_history if "eval_loss" in log]
+    saved = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    assert saved["eval_loss"] == logged[-1]["eval_loss"] != logged[0]["eval_loss"]
+    assert saved["eval_psnr"] == logged[-1]["eval_psnr"]
+
+
+def test_figures_of_the_best_model_are_saved_where_it_is_kept(make_trainer, tmp_path):
+    trainer = make_trainer(
+        eval_dataset={"one": IMAGES[:2], "two": IMAGES[2:4]},
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_one_loss",
+        greater_is_better=True,  # the first, most probably; anyway another than the last
+        learning_rate=0.1,
+    )
+    trainer.train()
+    best = trainer.state.best_global_step
+    logged = [log for log in trainer.state.log_history if log["step"] == best]
+    saved = json.loads((tmp_path / "run" / "all_results.json").read_text())
+    for name in ("eval_one_loss", "eval_two_loss"):
+        assert [saved[name]] == [log[name] for log in logged if name in log]
+
+
+def test_modules_in_evaluation_mode_stay_so_after_an_evaluation(make_trainer):
+    trainer = make_trainer(eval_dataset=IMAGES[:2])
+    trainer.model.train()
+    trainer.model.stellar.eval()
+    before = {name: module.training for name, module in trainer.model.named_modules()}
+    trainer.evaluate()
+    assert {name: module.training for name, module in trainer.model.named_modules()} == before
+
+
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
 
-def test_interrupt_finishes_the_step_and_saves_a_checkpoint(make_trainer, tmp_path, capfd):
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a shell's foreground: where the tests run in its background, or under nohup, SIGINT is ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.parametrize("eval_steps", [2, 3])
+def test_a_signal_in_an_evaluation_ends_the_training_with_a_checkpoint(make_trainer, tmp_path, eval_steps):
+    recorder = Recorder(on_prediction_step=lambda **_: signal.raise_signal(signal.SIGTERM))
+    arguments = {"eval_dataset": IMAGES[:2], "eval_strategy": "steps", "eval_steps": eval_steps}
+    trainer = make_trainer(callbacks=[recorder], **arguments)
+    trainer.train()
+    assert trainer.interrupted and trainer.exit_status == 128 + signal.SIGTERM
+    assert trainer.state.global_step == eval_steps
+    checkpoint = str(tmp_path / "run" / f"checkpoint-{eval_steps}")
+    assert trainer.is_finished(checkpoint) == (eval_steps == 3)
+
+
+def test_interrupt_finishes_the_step_and_saves_a_checkpoint(make_trainer, tmp_path, capfd, ctrl_c):
     handler = signal.getsignal(signal.SIGINT)
     recorder = Recorder(on_step_begin=lambda **_: signal.raise_signal(signal.SIGINT))
     trainer = make_trainer(callbacks=[recorder])
@@ -477,7 +536,7 @@ def test_interrupt_finishes_the_step_and_saves_a_checkpoint(make_trainer, tmp_pa
     assert resumed.state.global_step == 3 and not resumed.interrupted
 
 
-def test_second_interrupt_stops_at_once(make_trainer, tmp_path):
+def test_second_interrupt_stops_at_once(make_trainer, tmp_path, ctrl_c):
     handler = signal.getsignal(signal.SIGINT)
 
     def interrupt_twice(**kwargs):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -60,8 +60,9 @@ class ProcessSeedCallback(TrainerCallback):
 
 class GracefulInterruptCallback(TrainerCallback):
     """
-    The first Ctrl-C, or SIGTERM as clusters send it before they take a machine away, finishes the step, saves a
-    checkpoint and ends the training, on all processes when one of them gets it; a second one ends it at once.
+    The first Ctrl-C, or SIGTERM as clusters send it before they take a machine away, finishes the step or the
+    evaluation, saves a checkpoint and ends the training, on all processes when one of them gets it; a second one ends
+    it at once.
 
     After training, `signal_number` is the signal that ended it so, or None.
     """
@@ -72,19 +73,31 @@ class GracefulInterruptCallback(TrainerCallback):
 
     def __init__(self):
         self.signal_number: int | None = None
+        self._is_training = False
         self._received = 0  # by this process
         self._agreement: torch.Tensor | None = None
         self._previous_handlers: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.signal_number, self._received, self._agreement = None, 0, None
+        self._is_training = True
         self._process_id = os.getpid()
         # Python delivers signals to the main thread alone.
         if not self._previous_handlers and threading.current_thread() is threading.main_thread():
             self._previous_handlers = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
 
     def on_step_end(self, args, state, control, **kwargs):
-        received = self._agreed(args.device) if args.world_size > 1 else self._received
+        self._stop_if(self._agreed(args), control)
+        if state.global_step >= state.max_steps:
+            self._stop_if(self._agreed(args), control)  # no further step would hear of a signal in this one
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self._is_training:
+            # An evaluation is long, and may be the last that happens; so what this process agrees on is waited for.
+            self._agreed(args)
+            self._stop_if(self._agreed(args), control)
+
+    def _stop_if(self, received: int, control) -> None:
         if received:
             self.signal_number = received
             control.should_save = True
@@ -96,21 +109,27 @@ class GracefulInterruptCallback(TrainerCallback):
             control.should_log = control.should_evaluate = control.should_save = False
 
     def on_train_end(self, args, state, control, **kwargs):
+        # The last checkpoint is written, if there is any: a signal that came meanwhile is told by the exit status.
+        self._agreed(args)
+        self.signal_number = self._agreed(args) or self.signal_number
         self.restore_handlers()
 
     def restore_handlers(self) -> None:
         """Gives the signals back to who had them before training; also needed where training ends with an error."""
+        self._is_training = False
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         self._previous_handlers = {}
 
-    def _agreed(self, device: torch.device) -> int:
+    def _agreed(self, args: TrainingArguments) -> int:
         """
-        The signal that any process had received at the end of the step before: one that stopped alone would leave the
-        others waiting for its gradients. A step late, since the result of this one would have to be waited for.
+        The signal that any process had received when this was asked last: one that stopped alone would leave the
+        others waiting for its gradients. One question late, since the answer to this one would have to be waited for.
         """
+        if args.world_size == 1:
+            return self._received
         known = 0 if self._agreement is None else int(self._agreement)
-        self._agreement = torch.tensor(self._received, device=device)
+        self._agreement = torch.tensor(self._received, device=args.device)
         torch.distributed.all_reduce(self._agreement, op=torch.distributed.ReduceOp.MAX)
         return known
 

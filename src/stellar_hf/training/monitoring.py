@@ -70,6 +70,19 @@ def _square_sum(weight: torch.Tensor) -> torch.Tensor:
     return total.full_tensor() if isinstance(total, DTensor) else total  # of all shards
 
 
+def largest_token_share(localization: torch.Tensor) -> torch.Tensor:
+    """
+    Share of an image's patches that the token with most of them takes, as a mean over images.
+
+    Args:
+        localization: (B, N, r), rows that sum to 1.
+
+    Returns:
+        Scalar in [1 / r, 1], float32: 1 where one token takes all patches.
+    """
+    return localization.detach().float().mean(dim=1).amax(dim=-1).mean()
+
+
 # NaN -----------------------------------------------------------------------------------------------------------------
 
 
@@ -135,8 +148,11 @@ NUM_LOGS = 3
 MIN_PROTOTYPE_ENTROPY = 0.3
 MAX_SLOT_INFORMATION = 0.9
 MIN_TOKEN_DIVERSITY = 0.02
-# A uniform prediction has a CLS loss of exactly ln K; this is the share of ln K by which it may miss it.
-CLS_LOSS_TOLERANCE = 0.01
+MAX_LARGEST_TOKEN_SHARE = 0.95
+# Of the way from 1/r, where every token takes every patch alike, to 1, where each patch has one token.
+MIN_SHARPNESS = 0.03
+# A uniform prediction has a clustering loss of exactly ln K; this is the share of ln K by which it may miss it.
+UNIFORM_LOSS_TOLERANCE = 0.01
 
 
 def signs_of_collapse(logs: dict[str, float], config: StellarConfig, num_images: int) -> dict[str, str]:
@@ -175,20 +191,71 @@ def signs_of_collapse(logs: dict[str, float], config: StellarConfig, num_images:
             f"all tokens of an image are alike (token_diversity {diversity:.3f}). Raise koleo_weight or "
             "reconstruction_weight."
         )
-    if config.clustering_weight > 0:
-        cls_loss = logs["cls_clustering_loss"] / config.clustering_weight
-        if abs(cls_loss - uniform) < CLS_LOSS_TOLERANCE * uniform:
-            signs["cls_clustering_loss"] = (
-                f"CLS predicts every prototype alike (its clustering loss stays at ln K = {uniform:.2f}). "
+    for name, who, weight in (
+        ("cls_clustering_loss", "CLS predicts", config.clustering_weight),
+        ("clustering_loss", "the tokens predict", config.clustering_weight),
+        # Only in its place: a masked token may well say nothing when a clean one does.
+        ("masked_loss", "the masked tokens predict", 0 if config.clustering_weight else config.masked_weight),
+    ):
+        if weight > 0 and abs(logs[name] / weight - uniform) < UNIFORM_LOSS_TOLERANCE * uniform:
+            signs[name] = (
+                f"{who} every prototype alike (the {name.replace('_', ' ')} stays at ln K = {uniform:.2f}). "
                 f"{_FROM_RANDOM_WEIGHTS}"
             )
+    if config.num_sparse_tokens > 1:
+        signs.update(_signs_in_localization(logs, config.num_sparse_tokens))
     return signs
+
+
+def _signs_in_localization(logs: dict[str, float], num_tokens: int) -> dict[str, str]:
+    share, sharpness = logs["largest_token_share"], logs["localization_sharpness"]
+    if share > MAX_LARGEST_TOKEN_SHARE:
+        return {
+            "largest_token_share": f"one token of an image takes all patches (largest_token_share {share:.2f}), so "
+            "that the others reconstruct nothing. Raise reconstruction_weight or localization_temperature, or lower "
+            "the learning rate."
+        }
+    if sharpness - 1 / num_tokens < MIN_SHARPNESS * (1 - 1 / num_tokens):
+        return {
+            "localization_sharpness": "every token takes every patch alike (localization_sharpness "
+            f"{sharpness:.2f}, where 1/r is {1 / num_tokens:.2f}), so that the tokens are nowhere in the image. Raise "
+            "reconstruction_weight, lower localization_temperature, or set localization_noise."
+        }
+    return {}
 
 
 _FROM_RANDOM_WEIGHTS = (
     "The objective alone does not get off the ground from random weights: start from a ViT or ViT-MAE "
     "(from_vit_pretrained), train with use_teacher and mask_ratio 0.6 first, or set standardize_projections."
 )
+
+# At the paper's temperatures or lower ones.
+_MAX_TARGET_TEMPERATURE, _MAX_PREDICTION_TEMPERATURE = 0.06, 0.12
+
+
+def warning_of_random_weights(config: StellarConfig) -> str | None:
+    """
+    What to say before a model that starts from random weights is trained: the paper's objective is for weights that
+    know images (STELLAR, ablation from random weights), and leaves others worse than it found them.
+
+    Args:
+        config: Of a model that was initialized from no checkpoint.
+
+    Returns:
+        A sentence with the cause and one with the remedy; None for an objective that learns from random weights.
+    """
+    learns = (
+        config.standardize_projections
+        or config.use_teacher
+        or config.target_temperature > _MAX_TARGET_TEMPERATURE
+        or config.prediction_temperature > _MAX_PREDICTION_TEMPERATURE
+    )
+    if learns:
+        return None
+    return (
+        f"The model starts from random weights, at the temperatures {config.target_temperature:g} and "
+        f"{config.prediction_temperature:g} that are meant for pre-trained ones. {_FROM_RANDOM_WEIGHTS}"
+    )
 
 
 class CollapseCallback(TrainerCallback):

@@ -18,6 +18,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data import StellarViews, UnreadableImages, undecoded
+from ..features import evaluation_mode
 from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
@@ -29,7 +30,14 @@ from .callbacks import (
 from .checkpoints import CheckpointTrainer
 from .data import check_column, check_not_empty, has_column, undivided
 from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, default_processor
-from .monitoring import CollapseCallback, NonFiniteLossGuard, ThroughputCallback, memory_gib, teacher_distance
+from .monitoring import (
+    CollapseCallback,
+    NonFiniteLossGuard,
+    ThroughputCallback,
+    largest_token_share,
+    memory_gib,
+    teacher_distance,
+)
 from .results import ResultsTrainer
 from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
 
@@ -163,11 +171,15 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         return self.args.views(self._base_model.config)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """As in [`CheckpointTrainer`]."""
+        """As in [`CheckpointTrainer`]; the figures of the last evaluation are saved in `all_results.json`."""
         if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             # Left by an evaluation, it would keep Accelerate from wrapping the model, and so from adding up gradients.
             vars(self.model).pop("_is_accelerate_prepared", None)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        metrics = {name: value for name, value in self.known_metrics().items() if name.startswith("eval_")}
+        if metrics and not self.interrupted:
+            self.save_metrics("eval", metrics)
+        return result
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """As in `Trainer`; a stream ends for all processes before the first step for which one has too few batches."""
@@ -205,12 +217,14 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """As in `Trainer`, with the same views and masks every time; training goes on as if nothing had been drawn.
+        """
+        As in `Trainer`, with the same views and masks every time; training goes on as if nothing had been drawn, and
+        modules that were frozen in evaluation mode stay so.
 
         Of whole images, also the PSNR, and the kNN accuracy where they have classes.
         """
         devices = [self.args.device] if self.args.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng(devices), evaluation_mode(self._base_model):
             torch.manual_seed(self.args.seed + self.args.process_index)
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -249,8 +263,9 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             self._throughput.num_images += len(outputs["sparse_tokens"])
             # The Trainer's own weights of the forwards of a step, so that the logged terms add up to the logged loss.
             share = 1 / self.current_gradient_accumulation_steps
-            names = [name for name in (*LOSS_TERMS, *DIAGNOSTICS) if name in outputs]
-            self.log_means.add({"loss": loss, **{name: outputs[name] for name in names}}, share)
+            values = {name: outputs[name] for name in (*LOSS_TERMS, *DIAGNOSTICS) if name in outputs}
+            values["largest_token_share"] = largest_token_share(outputs["localization"])
+            self.log_means.add({"loss": loss, **values}, share)
         return (loss, outputs) if return_outputs else loss
 
     def _with_views(self, inputs: dict[str, Any], unreadable: UnreadableImages) -> dict[str, Any]:
