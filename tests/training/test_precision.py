@@ -204,14 +204,16 @@ def with_given_noise(examples):
 @pytest.mark.slow
 def test_compiled_training_takes_the_steps_of_eager_training(make_trainer):
     def run(**arguments):
-        trainer = make_trainer(max_steps=2, learning_rate=1e-3, data_collator=with_given_noise, **arguments)
+        small = {"num_hidden_layers": 1}
+        trainer = make_trainer(small, max_steps=2, learning_rate=1e-3, data_collator=with_given_noise, **arguments)
         start = copy.deepcopy(trainer.model.state_dict())
         trainer.train()
         losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
         return losses, {name: weight - start[name] for name, weight in trainer.model.state_dict().items()}
 
     eager_losses, eager = run()
-    compiled_losses, compiled = run(torch_compile=True)
+    # Graphs and gradients as compiled, in the kernels of eager code: the making of others takes minutes.
+    compiled_losses, compiled = run(torch_compile=True, torch_compile_backend="aot_eager")
     assert len(compiled_losses) == 2 and compiled_losses == pytest.approx(eager_losses, rel=1e-4)
     for name, movement in eager.items():
         # Of Adam's steps of the size of the rate, those on gradients of nearly zero are decided by rounding.
@@ -230,7 +232,7 @@ def test_schedules_compile_three_times_whatever_their_length(make_trainer):
         return graph.forward
 
     trainer = make_trainer(
-        {"use_teacher": True, "mask_ratio": 0.8},
+        {"use_teacher": True, "mask_ratio": 0.8, "num_hidden_layers": 1},
         max_steps=10,
         mask_ratio_start=0.1,
         target_temperature_start=0.03,

@@ -38,6 +38,7 @@ from .monitoring import (
     memory_gib,
     teacher_distance,
 )
+from .private_names import forget_preparation
 from .results import ResultsTrainer
 from .schedules import ScheduleCallback, objective_settings, scale_learning_rates_by_depth
 
@@ -173,8 +174,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """As in [`CheckpointTrainer`]; the figures of the last evaluation are saved in `all_results.json`."""
         if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
-            # Left by an evaluation, it would keep Accelerate from wrapping the model, and so from adding up gradients.
-            vars(self.model).pop("_is_accelerate_prepared", None)
+            forget_preparation(self.model)
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         metrics = {name: value for name, value in self.known_metrics().items() if name.startswith("eval_")}
         if metrics and not self.interrupted:
