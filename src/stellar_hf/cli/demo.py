@@ -13,6 +13,7 @@ model is small, and was trained on 32x32 pixels of 19 photographs: other images 
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from transformers.utils import logging
@@ -46,7 +47,7 @@ def main() -> None:
 def run(args: DemoArguments) -> None:
     logging.disable_progress_bar()  # of loading the model
     images = list(read_images(args.images).values()) if args.images else embedded_scenes()
-    pipe = load_pipeline(DEMO_MODEL)
+    pipe: Any = load_pipeline(DEMO_MODEL)
     tokens, localization = pipe.encode(images)
     side = pipe.model.config.image_size
     decoded = pipe(sparse_tokens=tokens, localization=localization, height=side, width=side).images

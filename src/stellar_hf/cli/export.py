@@ -14,6 +14,7 @@ backbone's are its feature maps by name.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from .. import (
 )
 from .process import errors_in_a_sentence
 
-TASKS: dict[str, tuple[type, list[str]]] = {
+TASKS: dict[str, tuple[Any, list[str]]] = {
     "feature-extraction": (StellarModel, ["last_hidden_state", "pooler_output", "sparse_tokens", "localization"]),
     "image-classification": (StellarForImageClassification, ["logits"]),
     "image-segmentation": (StellarForSemanticSegmentation, ["logits"]),
@@ -41,7 +42,10 @@ TOLERANCE = 1e-4
 class TensorOutputs(nn.Module):
     """The outputs of a model by name, as a plain tuple; a backbone's feature maps one by one."""
 
-    def __init__(self, model: nn.Module, outputs: list[str]):
+    config: StellarConfig
+    names: list[str]
+
+    def __init__(self, model: Any, outputs: list[str]):
         super().__init__()
         self.model, self.config, self.outputs = model, model.config, outputs
         self.names = model.out_features if outputs == ["feature_maps"] else outputs

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeAlias, get_type_hints
 
 import datasets
 import torch
@@ -47,7 +47,7 @@ from .recipes import read_recipe
 from .results import MosaicEvaluation, how_to_load, save_pipeline, show_reconstructions
 from .resuming import announce, find_checkpoint, train_or_load
 
-Images = datasets.Dataset | datasets.IterableDataset
+Images: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
 @dataclass
@@ -377,13 +377,13 @@ def train_and_measure(
     if is_main_process:
         save_pipeline(trainer, vq_model)
         show_reconstructions(trainer, images if table is None else table.data["scenes"])
-    card = model_card_arguments(data_args)
+    card: dict[str, Any] = model_card_arguments(data_args)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
     else:
         trainer.create_model_card(**card)
     if is_main_process:
-        print(how_to_load(trainer.args.output_dir))
+        print(how_to_load(str(trainer.args.output_dir)))
 
 
 def start_table(trainer: StellarTrainer, data_args: DataArguments) -> MosaicEvaluation:

@@ -14,6 +14,7 @@ FOLDER also writes the pipeline, for StellarPipeline.from_pretrained.
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -64,7 +65,7 @@ def parse_arguments(argv: list[str]) -> ReconstructionArguments:
 def run(args: ReconstructionArguments) -> None:
     logging.disable_progress_bar()  # of loading models
     images = read_images(args.images)
-    pipe = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path)
+    pipe: Any = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path)
     if args.save_pipeline:
         pipe.save_pretrained(args.save_pipeline)
         print(f"Pipeline written to {args.save_pipeline}")
@@ -96,8 +97,9 @@ def save_reconstruction(
     """
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
+    grid_size: Any = args.grid_size
     reconstruction.save(folder / f"{name}.png")
-    figure = plot_reconstructions([image], [reconstruction], localization, args.grid_size)
+    figure = plot_reconstructions([image], [reconstruction], localization, grid_size)
     figure.savefig(folder / f"{name}-tokens.png", dpi=300)
     found, expected = (torch.stack(images_to_tensor([picture])) / 255 for picture in (reconstruction, image))
     print(

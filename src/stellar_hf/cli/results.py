@@ -4,6 +4,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -62,10 +63,11 @@ class MosaicEvaluation:
 
 def save_pipeline(trainer: StellarTrainer, vq_model: "stellar_hf.MaskGitVQModel | None") -> None:
     """Writes the pipeline of the saved model beside it."""
-    folder = trainer.args.output_dir
+    folder = str(trainer.args.output_dir)
+    processor: Any = trainer.processing_class
     # By its package, which imports Diffusers now and not when the training starts.
     pipe = stellar_hf.StellarPipeline(
-        image_processor=trainer.processing_class,
+        image_processor=processor,
         model=StellarForImageReconstruction.from_pretrained(folder),
         vq_model=vq_model,
     )
@@ -77,8 +79,8 @@ def show_reconstructions(trainer: StellarTrainer, images: datasets.Dataset | dat
     from diffusers.utils import logging as diffusers_logging  # here, since a training of pixels does not need it
 
     diffusers_logging.disable_progress_bar()
-    folder, args = trainer.args.output_dir, trainer.args
-    pipe = stellar_hf.StellarPipeline.from_pretrained(Path(folder, "pipeline")).to(args.device)
+    folder, args = str(trainer.args.output_dir), trainer.args
+    pipe: Any = stellar_hf.StellarPipeline.from_pretrained(Path(folder, "pipeline")).to(args.device)
     side = pipe.model.config.image_size
     shown = read_sample(images, args.image_column, args.label_column)
     squares = [ImageOps.fit(Image.fromarray(image.permute(1, 2, 0).numpy()), (side, side)) for image in shown]
