@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stellar_hf import StellarConfig
+from stellar_hf.cli.pretrain import ModelArguments, build_model
 from stellar_hf.loss_stellar import matched_fraction
 from stellar_hf.training.monitoring import (
     NUM_LOGS,
@@ -20,6 +21,8 @@ from stellar_hf.training.monitoring import (
     teacher_distance,
     warning_of_random_weights,
 )
+
+MODEL_FIELDS = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size"}
 
 
 def training_logs(trainer):
@@ -285,3 +288,11 @@ def test_a_sign_that_passes_does_not_warn(make_trainer, at_event, caplog):
     diversity = [log["token_diversity"] for log in training_logs(trainer)]
     assert min(diversity) < 0.01 < 0.05 < max(diversity)
     assert not [message for message in warnings(caplog) if "alike (token_diversity" in message]
+
+
+def test_the_command_warns_of_random_weights(tiny_config, caplog):
+    small = {name: value for name, value in tiny_config().to_diff_dict().items() if name in MODEL_FIELDS}
+    for fields, warns in (({}, True), ({"standardize_projections": True}, False)):
+        caplog.clear()
+        build_model(ModelArguments(model_config={**small, **fields}))
+        assert ("The model starts from random weights" in caplog.text) == warns

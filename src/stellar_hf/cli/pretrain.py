@@ -40,6 +40,7 @@ from .. import (
 )
 from ..data import load_images, load_photo_mosaics
 from ..training import default_processor
+from ..training.monitoring import warning_of_random_weights
 from .own_images import fit_to_images
 from .parser import CommandParser
 from .process import errors_in_a_sentence, use_all_cores
@@ -261,6 +262,8 @@ def build_model(args: ModelArguments) -> StellarForPreTraining:
     fields = {"reconstruction_target": target, **overrides}
     if args.model_name_or_path is None:
         model = StellarForPreTraining(StellarConfig(**fields))
+        if warning := warning_of_random_weights(model.config):
+            logging.get_logger(__name__).warning(warning)
     elif AutoConfig.from_pretrained(args.model_name_or_path).model_type != StellarConfig.model_type:
         model = StellarForPreTraining.from_vit_pretrained(args.model_name_or_path, **fields)
     else:
