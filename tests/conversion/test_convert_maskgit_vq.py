@@ -2,12 +2,11 @@
 # Licensed under the Apache License, Version 2.0.
 """The released tokenizer becomes a folder of Diffusers; every key counts, and wrong input gets one sentence."""
 
-import os
-import subprocess
-import sys
+import pickle
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from stellar_hf import MaskGitVQModel
 from stellar_hf.conversion import convert_vq_checkpoint, convert_vq_state_dict
@@ -109,7 +108,10 @@ class _Pickled:
         (["--checkpoint", "missing.bin", "--output", "out"], "no file missing.bin"),
         (["--checkpoint", "text.bin", "--output", "out"], "cannot be loaded as mere tensors"),
         (["--checkpoint", "objects.bin", "--output", "out"], "cannot be loaded as mere tensors"),
-        (["--checkpoint", "nested.bin", "--output", "out"], "nested.bin is not a state dict"),
+        (["--checkpoint", "damaged.bin", "--output", "out"], "cannot be loaded as mere tensors, or is damaged"),
+        (["--checkpoint", "empty.bin", "--output", "out"], "it has no tensor encoder.conv_in.weight"),
+        (["--checkpoint", "flat.bin", "--output", "out"], "encoder.conv_in.weight has shape (3,), but must have 4"),
+        (["--checkpoint", "nested.bin", "--output", "out"], "nested.bin maps 'state_dict' to a dict"),
         (["--checkpoint", "other.bin", "--output", "out"], "not a checkpoint of MaskGIT-VQGAN"),
         (["--checkpoint", "other.bin", "--output", "full"], "full exists and is not an empty folder"),
         (["--checkpoint", "other.bin"], "--output"),
@@ -118,6 +120,9 @@ class _Pickled:
 def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "text.bin").write_text("not tensors")
     torch.save({"fc.weight": torch.zeros(1), "extra": _Pickled()}, tmp_path / "objects.bin")
+    (tmp_path / "damaged.bin").write_bytes(pickle.dumps({})[:-1] + b"h\xff.")  # ends in a KeyError
+    torch.save({}, tmp_path / "empty.bin")
+    torch.save({"encoder.conv_in.weight": torch.zeros(3)}, tmp_path / "flat.bin")
     torch.save({"state_dict": {"fc.weight": torch.zeros(1)}}, tmp_path / "nested.bin")
     torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "other.bin")
     (tmp_path / "full").mkdir()
@@ -131,14 +136,12 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(tmp_path, monkeypatch, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_module_runs_and_explains_a_failed_download(tmp_path):
+def test_a_failed_download_is_explained(tmp_path, monkeypatch, capsys):
     """Without a connection or a cached file the released model fails clearly."""
-    process = subprocess.run(
-        [sys.executable, "-m", "stellar_hf.conversion.convert_maskgit_vq", "--output", str(tmp_path / "out")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 2
-    assert "maskgit-vqgan-imagenet-f16-256.bin of fun-research/TiTok cannot be downloaded" in process.stderr
-    assert "Traceback" not in process.stderr and "RuntimeWarning" not in process.stderr
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
+        main(["--output", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    message = "maskgit-vqgan-imagenet-f16-256.bin of fun-research/TiTok cannot be downloaded"
+    assert message in capsys.readouterr().err

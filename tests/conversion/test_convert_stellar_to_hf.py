@@ -4,6 +4,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from transformers import AutoModel, AutoModelForPreTraining
 
 import stellar_hf
 from stellar_hf import StellarConfig
+from stellar_hf.cli.__main__ import main as stellar_hf_command
 from stellar_hf.conversion import convert_checkpoint, convert_state_dict, infer_config
 from stellar_hf.conversion.convert_stellar_to_hf import main
 
@@ -151,8 +153,10 @@ def test_overrides_replace_what_shapes_do_not_tell(golden_weights):
         ({"num_head": 4}, "no field num_head"),
         ({"num_attention_heads": 5}, "num_attention_heads is 5"),
         ({"num_attention_heads": "4"}, "num_attention_heads"),
-        ({"num_prototypes": 64}, r"prototypes is \(128, 32\) instead of \(64, 32\)"),
-        ({"num_hidden_layers": 1}, "no place for 16 weights"),
+        ({"num_prototypes": 64}, "num_prototypes is 64, but the checkpoint has 128"),
+        ({"num_hidden_layers": 1}, "num_hidden_layers is 1, but the checkpoint has 2"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but"),
+        ({"image_size": 10**9}, "image_size is 1000000000, but the checkpoint has 6x6 patches"),
     ],
 )
 def test_wrong_overrides_are_named(golden_weights, overrides, message):
@@ -205,7 +209,7 @@ def test_converted_folder_loads_through_the_auto_classes(
     processor = load_processor(folder)
     inputs = processor(Image.new("RGB", (150, 120)), return_tensors="pt")
     assert processor.size == {"shortest_edge": 110}
-    assert model(**inputs).grid_size == (6, 6)
+    assert model(**inputs).grid_size.tolist() == [[6, 6]]
 
 
 def test_pipeline_with_the_tokenizer(tmp_path, golden_weights, golden_overrides, golden_vq_weights, golden_tensors):
@@ -248,7 +252,17 @@ class _Pickled:
 
 
 @pytest.fixture
-def wrong_files(tmp_path):
+def wrong_files(tmp_path, golden_weights):
+    weights = golden_weights("pixels")
+    save_file(weights, tmp_path / "whole.safetensors")
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-100])
+    (tmp_path / "damaged.ckpt").write_bytes(
+        pickle.dumps({"state_dict": {}})[:-1] + b"h\xff."
+    )  # KeyError of the pickle
+    save_file({**weights, "sparse_tokens": torch.ones(8, 64, dtype=torch.int64)}, tmp_path / "integers.safetensors")
+    save_file({**weights, "sparse_tokens": torch.ones(8)}, tmp_path / "flat.safetensors")
+    torch.save({"state_dict": {"sparse_tokens": 3}}, tmp_path / "numbers.ckpt")
+    torch.save({"state_dict": [torch.ones(2)]}, tmp_path / "listed.ckpt")
     (tmp_path / "text.safetensors").write_text("not tensors")
     (tmp_path / "text.ckpt").write_text("not tensors")
     (tmp_path / "weights.bin").write_text("")
@@ -270,8 +284,14 @@ def wrong_files(tmp_path):
         (["--checkpoint", "text.safetensors", "--output", "out"], "not a readable safetensors file"),
         (["--checkpoint", "text.ckpt", "--output", "out"], "cannot be loaded as mere tensors"),
         (["--checkpoint", "objects.ckpt", "--output", "out"], "cannot be loaded as mere tensors"),
+        (["--checkpoint", "damaged.ckpt", "--output", "out"], "cannot be loaded as mere tensors, or is damaged"),
+        (["--checkpoint", "short.safetensors", "--output", "out"], "not a readable safetensors file"),
+        (["--checkpoint", "integers.safetensors", "--output", "out"], "sparse_tokens of torch.int64"),
+        (["--checkpoint", "flat.safetensors", "--output", "out"], "sparse_tokens has shape (8,), but must have 2"),
+        (["--checkpoint", "numbers.ckpt", "--output", "out"], "maps 'sparse_tokens' to a int"),
+        (["--checkpoint", "listed.ckpt", "--output", "out"], "is a list, but must map names to tensors"),
         (["--checkpoint", "weights.bin", "--output", "out"], "must be a .safetensors or a Lightning .ckpt"),
-        (["--checkpoint", "other.safetensors", "--output", "out"], "not a STELLAR checkpoint"),
+        (["--checkpoint", "other.safetensors", "--output", "out"], "not a checkpoint of STELLAR"),
         (["--checkpoint", "other.ckpt", "--output", "out"], "not a Lightning checkpoint"),
         (["--checkpoint", "released.safetensors", "--config", "typo.json", "--output", "out"], "no field tokens"),
         (["--checkpoint", "released.safetensors", "--config", "list.json", "--output", "out"], "holds a list"),
@@ -308,3 +328,25 @@ def test_module_runs_and_explains_a_failed_download(tmp_path):
     assert process.returncode == 2
     assert "stellar-b16.safetensors of microsoft/STELLAR cannot be downloaded" in process.stderr
     assert "Traceback" not in process.stderr and "RuntimeWarning" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["stellar-b61", "--output", "out"],
+            "stellar-hf convert: error: argument name: invalid choice: 'stellar-b61'",
+        ),
+        (["--checkpoint", "none.ckpt", "--output", "out"], "stellar-hf convert: error: There is no file none.ckpt."),
+        (
+            ["maskgit-vq", "--checkpoint", "none.bin", "--output", "out"],
+            "stellar-hf convert maskgit-vq: error: There is no file none.bin.",
+        ),
+    ],
+)
+def test_the_console_script_converts_both(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        stellar_hf_command(["convert", *arguments])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith(message)

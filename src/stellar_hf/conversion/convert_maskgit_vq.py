@@ -12,7 +12,6 @@ Sizes are read from the shapes of the tensors. Every key is converted, or an err
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,19 @@ import torch
 from torch import Tensor
 
 from ..pipelines.maskgit_vq_model import MaskGitVQModel
-from .checks import check_output, check_shapes, download, listed, run_command
+from .checks import (
+    check_output,
+    check_shapes,
+    check_state_dict,
+    download,
+    listed,
+    read_tensors,
+    run_command,
+    shape_of,
+)
 
 HUB_REPOSITORY = "fun-research/TiTok"
+MODULE = "stellar_hf.conversion.convert_maskgit_vq"
 RELEASED_FILE = "maskgit-vqgan-imagenet-f16-256.bin"
 
 _BLOCK_KEYS = {
@@ -105,12 +114,10 @@ def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def _inferred_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    def shape(key: str) -> torch.Size:
-        if key not in state_dict:
-            raise ValueError(f"This is not a checkpoint of MaskGIT-VQGAN, or not a whole one: it has no tensor {key}.")
-        return state_dict[key].shape
+    def shape(key: str, num_dims: int = 4) -> torch.Size:
+        return shape_of(state_dict, key, [num_dims], "MaskGIT-VQGAN")
 
-    num_levels = _count(state_dict, r"encoder\.down\.(\d+)\.")
+    num_levels = max(1, _count(state_dict, r"encoder\.down\.(\d+)\."))
     return {
         "in_channels": shape("encoder.conv_in.weight")[1],
         "out_channels": shape("decoder.conv_out.weight")[0],
@@ -119,7 +126,7 @@ def _inferred_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         ),
         "layers_per_block": _count(state_dict, r"encoder\.down\.0\.block\.(\d+)\."),
         "latent_channels": shape("encoder.conv_out.weight")[0],
-        "num_vq_embeddings": shape("quantize.embedding.weight")[0],
+        "num_vq_embeddings": shape("quantize.embedding.weight", 2)[0],
     }
 
 
@@ -140,7 +147,12 @@ def convert_vq_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Mask
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be read, is not a checkpoint of MaskGIT-VQGAN, or has keys too many or too few.
     """
-    state_dict = _read(Path(checkpoint)) if isinstance(checkpoint, (str, Path)) else checkpoint
+    if isinstance(checkpoint, (str, Path)):
+        instead = f"pass {RELEASED_FILE} of {HUB_REPOSITORY}"
+        state_dict, what = read_tensors(Path(checkpoint), instead), f"{checkpoint}"
+    else:
+        state_dict, what = checkpoint, "The checkpoint"
+    check_state_dict(state_dict, what)
     sizes = _inferred_sizes(state_dict)
     weights = convert_vq_state_dict(state_dict)
     model = MaskGitVQModel(**sizes)
@@ -149,26 +161,12 @@ def convert_vq_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> Mask
     return model.eval()
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be loaded as mere tensors: pass {RELEASED_FILE} of {HUB_REPOSITORY}."
-        ) from error
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} is not a state dict: pass {RELEASED_FILE} of {HUB_REPOSITORY}.")
-    return content
-
-
 # Command line --------------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m stellar_hf.conversion.convert_maskgit_vq",
+        prog=prog,
         description="Converts the released MaskGIT-VQGAN to a folder for MaskGitVQModel.from_pretrained.",
     )
     parser.add_argument(
@@ -191,9 +189,15 @@ def _convert(arguments: argparse.Namespace) -> None:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line; a wrong input ends it with one sentence on stderr and exit code 2."""
-    run_command(_parser(), _convert, argv)
+def main(argv: Sequence[str] | None = None, prog: str = f"python -m {MODULE}") -> None:
+    """
+    Runs the command line; a wrong input ends it with one sentence on stderr and exit code 2.
+
+    Args:
+        argv: Arguments; those of the process by default.
+        prog: What the command is called in its messages.
+    """
+    run_command(_parser(prog), _convert, argv)
 
 
 __all__ = ["convert_vq_checkpoint", "convert_vq_state_dict", "main"]

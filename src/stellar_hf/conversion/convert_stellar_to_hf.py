@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from inspect import get_annotations
@@ -22,19 +21,27 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..configuration_stellar import StellarConfig
 from ..image_processing_pil_stellar import StellarImageProcessorPil
 from ..modeling_stellar import StellarForImageReconstruction, StellarForPreTraining
-from .checks import check_output, check_shapes, download, listed, run_command
+from .checks import (
+    check_output,
+    check_shapes,
+    check_state_dict,
+    download,
+    listed,
+    read_tensors,
+    run_command,
+    shape_of,
+)
 
 if TYPE_CHECKING:
     from ..pipelines import MaskGitVQModel
 
 HUB_REPOSITORY = "microsoft/STELLAR"
+MODULE = "stellar_hf.conversion.convert_stellar_to_hf"
 RELEASED_NAMES = ("stellar-b16", "stellar-l16", "stellar-h16", "stellar-b8", "stellar-b24")
 
 # The prefix of the authors' trainer (Lightning).
@@ -158,7 +165,9 @@ def infer_config(state_dict: Mapping[str, Tensor], **overrides: Any) -> StellarC
     """
     if unknown := set(overrides) - set(get_annotations(StellarConfig)):
         raise ValueError(f"StellarConfig has no field {listed(unknown)}: correct or remove it.")
-    fields = {**_inferred_sizes(state_dict), **overrides}
+    sizes = _inferred_sizes(state_dict)
+    _check_overrides(overrides, sizes)
+    fields = {**sizes, **overrides}
     fields.setdefault("num_attention_heads", _default_heads(fields["hidden_size"]))
     fields.setdefault("decoder_num_attention_heads", _default_heads(fields["decoder_hidden_size"]))
     try:
@@ -167,33 +176,46 @@ def infer_config(state_dict: Mapping[str, Tensor], **overrides: Any) -> StellarC
         raise ValueError(" ".join(str(error).split())) from error
 
 
+def _check_overrides(overrides: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
+    """Before anything is built, which a size that the weights contradict may make larger than the memory."""
+    told = sizes.keys() - {"use_teacher", "image_size"}
+    differing = [
+        f"{name} is {value!r}, but the checkpoint has {sizes[name]!r}"
+        for name, value in overrides.items()
+        if name in told and value != sizes[name]
+    ]
+    image_size, grid = overrides.get("image_size"), sizes["image_size"] // sizes["patch_size"]
+    if isinstance(image_size, int) and image_size // sizes["patch_size"] != grid:
+        differing.append(f"image_size is {image_size}, but the checkpoint has {grid}x{grid} patches")
+    if differing:
+        raise ValueError(f"The configuration contradicts the weights: {', '.join(differing)}. Leave these fields out.")
+
+
 def _inferred_sizes(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    def shape(key: str) -> torch.Size:
-        if key not in state_dict:
-            raise ValueError(f"This is not a STELLAR checkpoint, or not a whole one: it has no tensor {key}.")
-        return state_dict[key].shape
+    def shape(key: str, *num_dims: int) -> torch.Size:
+        return shape_of(state_dict, key, num_dims, "STELLAR")
 
     def num_layers(prefix: str) -> int:
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
         return len({match[1] for key in state_dict if (match := pattern.match(key))})
 
-    patches = shape("encoder.embeddings.patch_embeddings.projection.weight")
-    grid = round((shape("encoder.embeddings.position_embeddings")[1] - 1) ** 0.5)
-    first_projection = shape("clustering_head.predictor.layers.0.weight")
-    prototypes = shape("clustering_head.layer.weight")
-    head = shape("reconstruction_head.weight")
+    patches = shape("encoder.embeddings.patch_embeddings.projection.weight", 4)
+    grid = round((shape("encoder.embeddings.position_embeddings", 3)[1] - 1) ** 0.5)
+    first_projection = shape("clustering_head.predictor.layers.0.weight", 2)
+    prototypes = shape("clustering_head.layer.weight", 2)
+    head = shape("reconstruction_head.weight", 2, 4)
     sizes = {
         "hidden_size": patches[0],
         "num_channels": patches[1],
         "patch_size": patches[2],
         "image_size": grid * patches[2],
         "num_hidden_layers": num_layers("encoder.encoder.layer."),
-        "intermediate_size": shape("encoder.encoder.layer.0.intermediate.dense.weight")[0],
+        "intermediate_size": shape("encoder.encoder.layer.0.intermediate.dense.weight", 2)[0],
         "qkv_bias": "encoder.encoder.layer.0.attention.attention.query.bias" in state_dict,
-        "num_sparse_tokens": shape("sparse_tokens")[0],
-        "decoder_hidden_size": shape("decoder_proj.weight")[0],
+        "num_sparse_tokens": shape("sparse_tokens", 2)[0],
+        "decoder_hidden_size": shape("decoder_proj.weight", 2)[0],
         "decoder_num_hidden_layers": num_layers("decoder.encoder.layer."),
-        "decoder_intermediate_size": shape("decoder.encoder.layer.0.intermediate.dense.weight")[0],
+        "decoder_intermediate_size": shape("decoder.encoder.layer.0.intermediate.dense.weight", 2)[0],
         "reconstruction_target": "pixels" if len(head) == 4 else "codes",
         "num_prototypes": prototypes[0],
         "prototype_dim": prototypes[1],
@@ -236,6 +258,7 @@ def convert_checkpoint(
             contradicts `config_overrides`.
     """
     state_dict = _read(Path(checkpoint)) if isinstance(checkpoint, (str, Path)) else checkpoint
+    check_state_dict(state_dict, "The checkpoint")
     state_dict = _without_prefix(state_dict)
     config = infer_config(state_dict, **(config_overrides or {}))
     weights = convert_state_dict(state_dict)
@@ -253,23 +276,14 @@ def convert_checkpoint(
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}).") from error
-    if path.suffix != ".ckpt":
+    if path.is_file() and path.suffix not in (".safetensors", ".ckpt"):
         raise ValueError(f"{path} ends in {path.suffix!r}, but must be a .safetensors or a Lightning .ckpt file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} cannot be loaded as mere tensors: save its state_dict alone, as a safetensors file."
-        ) from error
-    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+    content = read_tensors(path, "download it again, or save its state_dict alone, as a safetensors file")
+    if path.suffix == ".safetensors":
+        return content
+    if not isinstance(content, Mapping) or "state_dict" not in content:
         raise ValueError(f"{path} is not a Lightning checkpoint: it has no state_dict.")
+    check_state_dict(content["state_dict"], f"The state_dict of {path}")
     return content["state_dict"]
 
 
@@ -291,9 +305,9 @@ def image_processor_of(config: StellarConfig) -> StellarImageProcessorPil:
 # Command line --------------------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m stellar_hf.conversion.convert_stellar_to_hf",
+        prog=prog,
         description="Converts a released STELLAR checkpoint to a folder for AutoModel.from_pretrained.",
     )
     source = parser.add_mutually_exclusive_group(required=True)
@@ -382,9 +396,15 @@ def _print_summary(output: Path, model: StellarForPreTraining, state_dict: Mappi
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line; a wrong input ends it with one sentence on stderr and exit code 2."""
-    run_command(_parser(), _convert, argv)
+def main(argv: Sequence[str] | None = None, prog: str = f"python -m {MODULE}") -> None:
+    """
+    Runs the command line; a wrong input ends it with one sentence on stderr and exit code 2.
+
+    Args:
+        argv: Arguments; those of the process by default.
+        prog: What the command is called in its messages.
+    """
+    run_command(_parser(prog), _convert, argv)
 
 
 __all__ = ["convert_checkpoint", "convert_state_dict", "image_processor_of", "infer_config", "main"]
