@@ -13,20 +13,23 @@ OUTPUT_DIR/samples.png. Without features, crops of the embedded photographs are 
 measured. The same command goes on from the newest checkpoint; --overwrite_output_dir starts anew.
 """
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import default_collate
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 import stellar_hf
 from stellar_hf import StellarPipeline, StellarTokenPrior, StellarTokenPriorPipeline
 from stellar_hf.cli.inputs import load_pipeline
+from stellar_hf.cli.parser import CommandParser
 from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
 from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_photo_mosaics
@@ -101,7 +104,7 @@ class PriorTrainingArguments(TrainingArguments):
 
 def main() -> None:
     with errors_in_a_sentence():
-        run(*HfArgumentParser((PriorArguments, PriorTrainingArguments)).parse_args_into_dataclasses())
+        run(*CommandParser(PriorArguments, PriorTrainingArguments, description=__doc__).parse(sys.argv[1:]))
 
 
 def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
@@ -163,7 +166,7 @@ def encode_crops(pipe: StellarPipeline, crops: datasets.Dataset, show_progress: 
 
 def build_prior(
     args: PriorArguments,
-    data: Dataset | list[dict],
+    data: ExtractedTokens | list[dict],
     grid_size: tuple[int, int],
     num_classes: int,
     class_names: list[str] | None,
@@ -215,7 +218,7 @@ def evaluate(
     drawn = [
         prior_pipe(
             part, args.num_inference_steps, args.guidance_scale, generator, height=size, width=size, output_type="pt"
-        ).images
+        )[0]
         for part in tqdm(labels.split(DECODE_BATCH_SIZE), desc="generate", leave=False, disable=not show_progress)
     ]
     return {
@@ -231,7 +234,7 @@ def pixels(crops: datasets.Dataset) -> torch.Tensor:
 
 
 def reconstruct(pipe: StellarPipeline, crops: datasets.Dataset) -> torch.Tensor:
-    return torch.cat([pipe(image=batch["image"], output_type="pt").images for batch in crops.iter(DECODE_BATCH_SIZE)])
+    return torch.cat([pipe(image=batch["image"], output_type="pt")[0] for batch in crops.iter(DECODE_BATCH_SIZE)])
 
 
 def flatten(results: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -254,21 +257,22 @@ def report(results: dict[str, dict[str, float]]) -> str:
 def save_samples(pipe: StellarTokenPriorPipeline, args: PriorArguments, path: Path) -> None:
     """A column for each of the first classes, under a real crop where there is one; without classes, a few images."""
     config = pipe.prior.config
-    labels = list(range(min(config.num_classes, 20))) or [None] * 8
+    classes = list(range(min(config.num_classes, 20)))
+    labels: Sequence[int | None] = classes or [None] * 8
     names = config.class_names or [str(label) for label in labels]
     rows = [("drawn" if row == 0 else "", draw(pipe, args, labels, seed=row)) for row in range(5)]
     if args.features_dir is None:
-        rows.insert(0, ("real", real_crops(pipe.model.config.image_size, labels)))
+        rows.insert(0, ("real", real_crops(pipe.model.config.image_size, classes)))
     figure = plot_image_grid(rows, [name if config.num_classes else "" for name in names[: len(labels)]])
     figure.savefig(path, dpi=200)
     print(f"Images drawn from the prior: {path}")
 
 
 def draw(
-    pipe: StellarTokenPriorPipeline, args: PriorArguments, labels: list[int | None], seed: int
+    pipe: StellarTokenPriorPipeline, args: PriorArguments, labels: Sequence[int | None], seed: int
 ) -> list[Image.Image]:
     generator = torch.Generator().manual_seed(seed)
-    return pipe(labels, args.num_inference_steps, args.guidance_scale, generator).images
+    return pipe(labels, args.num_inference_steps, args.guidance_scale, generator)[0]
 
 
 def real_crops(size: int, labels: list[int]) -> list[Image.Image]:
