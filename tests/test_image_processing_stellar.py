@@ -166,6 +166,28 @@ def test_list_of_unequal_sizes_equals_single_calls(processor):
         torch.testing.assert_close(row, processor(image, return_tensors="pt").pixel_values[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("images", "settings", "message"),
+    [
+        ([], {}, "no image in the batch"),
+        (Image.new("RGB", (0, 5)), {}, "no pixels"),
+        (np.zeros((0, 4, 3), np.uint8), {}, "at least one pixel"),
+        (np.zeros((8, 9, 5), np.uint8), {}, "."),
+        (Image.new("F", (4, 4)), {}, "floating-point pixels"),
+        (photo(8, 8), {"background": [300, 0, 0]}, r"background is \[300, 0, 0\]"),
+        (photo(8, 8), {"image_mean": float("nan")}, "image_mean is nan"),
+        (photo(8, 8), {"image_std": [0.2, 0.0, 0.2]}, "image_std"),
+        (photo(8, 8), {"rescale_factor": float("nan")}, "rescale_factor is nan"),
+        (photo(8, 8), {"crop_size": 0}, "crop_size is {'height': 0"),
+    ],
+)
+def test_what_gives_no_pixels_is_refused(processor, images, settings, message):
+    with pytest.raises(ValueError, match=message):
+        processor(images, **settings)
+    with pytest.raises(ValueError, match=message):
+        StellarImageProcessorPil(**settings)(images)
+
+
 def test_image_smaller_than_crop_is_padded():
     processor = StellarImageProcessorPil(do_resize=False, do_normalize=False, crop_size=8)
     pixels = processor(np.full((3, 4, 6), 255, dtype=np.uint8), return_tensors="pt").pixel_values[0]

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,10 +50,14 @@ def to_rgb(image: Image.Image, background: Sequence[int] = WHITE) -> Image.Image
         A new image of mode `RGB` and the same size.
 
     Raises:
-        ValueError: If the image is none or holds floating-point pixels or integers of more than 16 bits, whose range
-            is not known, or the background is no colour.
+        ValueError: If the image is none, has no pixels, or holds floating-point ones or integers of more than 16 bits,
+            whose range is not known; or if the background is no colour.
     """
-    _check_image_and_background(image, background)
+    check_background(background)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"The image is a {type(image).__name__}, but a PIL image is expected.")
+    if 0 in image.size:
+        raise ValueError(f"The image has no pixels: it is {image.width} wide and {image.height} high.")
     if image.mode == "F":
         raise ValueError(
             "The image has floating-point pixels, whose range is not known: convert it to 8 bits a channel."
@@ -67,9 +73,8 @@ def to_rgb(image: Image.Image, background: Sequence[int] = WHITE) -> Image.Image
     return canvas.convert("RGB")
 
 
-def _check_image_and_background(image: Image.Image, background: Sequence[int]) -> None:
-    if not isinstance(image, Image.Image):
-        raise ValueError(f"The image is a {type(image).__name__}, but a PIL image is expected.")
+def check_background(background: Sequence[int]) -> None:
+    """`ValueError` for what is no colour of three integers in [0, 255]."""
     is_color = isinstance(background, (tuple, list)) and len(background) == 3
     if not is_color or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
         raise ValueError(
@@ -80,7 +85,7 @@ def _check_image_and_background(image: Image.Image, background: Sequence[int]) -
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """Gray of 16 or 32 bits as mode `L`, or `LA` if one of its values stands for transparency."""
     values = np.asarray(image)
-    low, high = values.min(initial=0), values.max(initial=0)
+    low, high = values.min(), values.max()
     if low < 0 or high > 65535:
         raise ValueError(
             f"The image has pixels from {low} to {high}, but gray of 8 bits, up to 255, or of 16, up to 65535, is "
@@ -142,7 +147,10 @@ class StellarImageProcessorMixin:
             **kwargs: Of the backend.
 
         Returns:
-            Array or tensor of shape (C, H, W).
+            Array or tensor of shape (C, H, W), C = 3 with `do_convert_rgb`.
+
+        Raises:
+            ValueError: If the image has no pixels, another number of channels, or pixels that [`to_rgb`] refuses.
         """
         if do_convert_rgb:
             background = WHITE if background is None else background
@@ -150,9 +158,21 @@ class StellarImageProcessorMixin:
                 image, input_data_format = to_rgb(image, background), None
             elif image.ndim == 3 and str(image.dtype).endswith("uint8"):
                 image, input_data_format = _array_to_rgb(image, input_data_format, background)
-        return super().process_image(  # type: ignore[misc]
+        pixels = super().process_image(  # type: ignore[misc]
             image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
+        if 0 in pixels.shape or (do_convert_rgb and pixels.shape[0] != 3):
+            raise ValueError(
+                f"An image has {pixels.shape[0]} channels and {pixels.shape[1]}x{pixels.shape[2]} pixels, but 1, 3 or "
+                "4 channels and at least one pixel are expected."
+            )
+        return pixels
+
+    def _preprocess(self, images: list, **kwargs):
+        if not images:
+            raise ValueError("There is no image in the batch, but at least one is needed.")
+        _check_settings(kwargs)
+        return super()._preprocess(images, **kwargs)  # type: ignore[misc]
 
     def post_process_localization(
         self, outputs: ModelOutput, target_sizes: Sequence[tuple[int, int]] | Tensor | None = None
@@ -294,6 +314,27 @@ class StellarImageProcessorPil(StellarImageProcessorMixin, PilBackend):  # type:
     `background`, a setting that is saved, white by default ([`to_rgb`]). EXIF orientation is not applied. Settings are
     saved under the name `StellarImageProcessor`, which all backends share.
     """
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """`ValueError` for settings that would give pixels that are no numbers, or none."""
+
+    def are_numbers(values) -> bool:
+        values = values if isinstance(values, (tuple, list)) else [values]
+        return len(values) in (1, 3) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+
+    mean, std, factor, size = (
+        settings.get(name) for name in ("image_mean", "image_std", "rescale_factor", "crop_size")
+    )
+    if settings.get("do_normalize") and not (are_numbers(mean) and are_numbers(std) and np.all(np.asarray(std) > 0)):
+        raise ValueError(
+            f"image_mean is {mean} and image_std {std}, but finite means and positive standard deviations are "
+            "expected, one for each of red, green and blue."
+        )
+    if settings.get("do_rescale") and (not are_numbers(factor) or isinstance(factor, (tuple, list))):
+        raise ValueError(f"rescale_factor is {factor!r}, but a finite number is expected.")
+    if settings.get("do_center_crop") and size and min(size["height"] or 0, size["width"] or 0) < 1:
+        raise ValueError(f"crop_size is {dict(size)}, but a height and a width of at least 1 are expected.")
 
 
 def _array_to_rgb(

@@ -84,6 +84,13 @@ def test_file_that_is_no_image_is_named():
     ("image", "message"),
     [
         (None, "a NoneType"),
+        (b"bytes", "a bytes"),
+        ({"bytes": b"", "path": None}, "it is empty"),
+        ({"bytes": 5, "path": "a.png"}, "a.png cannot be read"),
+        ({}, "an empty dict"),
+        ("missing.png", "missing.png cannot be read: .*No such file"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (Image.new("RGB", (0, 4)), "no pixels: it is 0 wide and 4 high"),
         (np.zeros((4, 4, 3)), "a float64 array"),
         (np.zeros((4, 4, 5), np.uint8), r"shape \(4, 4, 5\)"),
         (Image.new("F", (4, 4)), "floating-point pixels"),
@@ -152,11 +159,40 @@ def test_batch_without_a_readable_image_is_refused():
         StellarCollator()([{"image": {"bytes": b"nothing", "path": "notes.txt"}}] * 2)
 
 
-def test_missing_column_is_named():
-    with pytest.raises(ValueError, match="no column 'image', only 'img', 'label'"):
-        StellarCollator()([{"img": picture(), "label": 0}])
-    with pytest.raises(ValueError, match="no examples"):
-        StellarCollator()([])
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ([{"img": picture(), "label": 0}], "no column 'image', only 'img', 'label'"),
+        ([], "an empty list"),
+        (None, "a NoneType"),
+        ({"image": picture()}, "a dict"),
+        ([None], "An example is a NoneType"),
+    ],
+)
+def test_what_is_no_batch_is_refused(batch, message):
+    with pytest.raises(ValueError, match=message):
+        StellarCollator()(batch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decode_size": -4}, "decode_size is -4"),
+        ({"decode_size": 0}, "decode_size is 0"),
+        ({"decode_size": 2.5}, "decode_size is 2.5"),
+        ({"background": "white"}, "background is 'white'"),
+        ({"views": "global"}, "views is a str"),
+    ],
+)
+def test_impossible_settings_of_the_collator_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        StellarCollator(**settings)
+
+
+@pytest.mark.parametrize(("images", "decode_size"), [(None, None), (picture(), None), ([picture()], 0)])
+def test_impossible_arguments_of_the_reader_are_refused(images, decode_size):
+    with pytest.raises(ValueError, match="but"):
+        images_to_tensor(images, decode_size)
 
 
 def test_workers_of_a_data_loader_draw_differently():

@@ -171,7 +171,7 @@ def test_files_of_any_depth_are_upright(mode):
     [
         (Image.new("F", SIZE), (0, 0, 0), "floating-point pixels"),
         (Image.new("I", SIZE, 70000), (0, 0, 0), "pixels from 0 to 70000|from 70000"),
-        (Image.new("I", SIZE, -1), (0, 0, 0), "pixels from -1 to 0"),
+        (Image.new("I", SIZE, -1), (0, 0, 0), "pixels from -1 to -1"),
         ("photo.png", (0, 0, 0), "is a str"),
         (Image.new("RGB", SIZE), (0, 0, 256), r"background is \(0, 0, 256\)"),
         (Image.new("RGB", SIZE), "white", "background is 'white'"),

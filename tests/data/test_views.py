@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from stellar_hf.data import StellarViews
 from stellar_hf.data.resampling import _crop_and_resize_at_once, crop_and_resize
+from stellar_hf.data.views import _random_boxes
 
 VIEWS = StellarViews(num_global_views=3, num_local_views=2, global_size=24, local_size=12)
 PLAIN = replace(VIEWS, jitter_probability=0, grayscale_probability=0, blur_probability=0)
@@ -66,13 +68,6 @@ def test_shapes(size):
 
 def test_without_local_views_their_key_is_absent(images):
     assert replace(VIEWS, num_local_views=0)(images).keys() == {"pixel_values", "global_pixel_values"}
-
-
-def test_defaults_are_those_of_the_paper():
-    views = StellarViews()
-    assert (views.num_global_views, views.num_local_views, views.global_size, views.local_size) == (8, 8, 224, 96)
-    assert (views.global_scale, views.local_scale) == ((0.36, 1.0), (0.06, 0.36))
-    assert (views.brightness, views.contrast, views.saturation, views.hue) == (0.4, 0.4, 0.2, 0.1)
 
 
 def test_clean_view_is_the_first_global_crop_in_its_own_colors(images):
@@ -176,6 +171,89 @@ def test_crops_follow_the_scale():
         assert abs(share.mean() - (low + high) / 2) < 0.03
 
 
+COORDINATES = replace(PLAIN, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+
+
+def coordinates(height, width, count):
+    """Images (count, 3, height, width) whose red is the row and green the column, as a share of the side."""
+    rows, columns = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
+    return torch.stack([rows, columns, torch.zeros(height, width)]).expand(count, -1, -1, -1)
+
+
+def test_every_place_of_a_crop_is_equally_likely():
+    """Crops of 2x2 of 4x4 pixels, which no resampling blurs, begin in each of 3x3 places; the last ones too."""
+    settings = replace(
+        COORDINATES, global_size=2, local_size=2, global_scale=(0.25, 0.25), ratio=(1, 1), flip=0, blur_kernel_size=1
+    )
+    views = settings(coordinates(4, 4, 900), generator=seeded())["pixel_values"]
+    top, left = (4 * views[:, :2, 0, 0]).round().long().unbind(1)
+    counts = torch.bincount(3 * top + left, minlength=9)
+    assert len(counts) == 9 and (counts - 100).abs().max() < 40  # four standard deviations
+    assert torch.equal((4 * views[:, 0, 1, 0]).round().long(), top + 1)
+
+
+def test_the_logarithm_of_the_aspect_ratio_is_uniform():
+    settings = replace(COORDINATES, global_scale=(0.25, 0.25), flip=0)
+    views = settings(coordinates(240, 240, 1000), generator=seeded())["pixel_values"]
+    middle = slice(8, 16)  # at the rim, the resampling bends the ramp
+    height, width = (views[:, axis, middle, middle].diff(dim=1 + axis).mean((1, 2)) * 24 for axis in (0, 1))
+    assert (height * width - 0.25).abs().max() < 0.01
+    place = (width / height).log() / np.log(4 / 3)  # -1 to 1
+    assert place.min() < -0.97 and place.max() > 0.97
+    for bound in (-0.5, 0, 0.5):
+        assert abs((place < bound).float().mean() - (bound + 1) / 2) < 0.06
+
+
+@pytest.mark.parametrize(("flip", "low", "high"), [(0.0, 0, 0), (0.3, 0.25, 0.35), (1.0, 1, 1)])
+def test_probability_of_a_flip(flip, low, high):
+    views = replace(COORDINATES, flip=flip)(coordinates(40, 40, 1000), generator=seeded())
+    for name in ("pixel_values", "global_pixel_values", "local_pixel_values"):
+        pixels = views[name].flatten(0, -4) if views[name].ndim == 5 else views[name]
+        is_flipped = pixels[:, 1, 0, -1] < pixels[:, 1, 0, 0]
+        assert low <= is_flipped.float().mean() <= high
+        assert (pixels[:, 0, -1, 0] > pixels[:, 0, 0, 0]).all()  # never upside down
+
+
+@given(data=st.data())
+def test_no_view_of_an_image_of_the_decode_size_is_enlarged(data):
+    """Whatever the shape of the image: all crops have at least the pixels of the view."""
+    share = data.draw(st.floats(0.04, 1))
+    local_share = data.draw(st.floats(0.04, 1))
+    settings = StellarViews(
+        global_size=data.draw(st.integers(16, 64)),
+        local_size=data.draw(st.integers(16, 64)),
+        global_scale=(share, 1.0),
+        local_scale=(local_share, 1.0),
+        ratio=data.draw(st.sampled_from([(3 / 4, 4 / 3), (1, 1), (0.5, 1.0), (1.0, 3.0)])),
+        num_local_views=data.draw(st.integers(0, 1)),
+    )
+    short = settings.decode_size
+    long = round(short * data.draw(st.floats(1, 3)))
+    size = data.draw(st.sampled_from([(short, long), (long, short)]))
+    smallest = lambda *shape: torch.zeros(64, *shape)  # noqa: E731  the smallest share, the lowest aspect ratio
+    highest = lambda *shape: 1 - 1e-7 - torch.zeros(64, *shape)  # noqa: E731
+    seeds = seeded(data.draw(st.integers(0, 1000)))
+    uniform = lambda *shape: torch.rand(64, *shape, generator=seeds)  # noqa: E731
+    crops = [(settings.global_size, settings.global_scale)]
+    if settings.num_local_views:
+        crops.append((settings.local_size, settings.local_scale))
+    for view_size, scale in crops:
+        for rand in (smallest, highest, uniform):
+            boxes = _random_boxes(rand, torch.tensor(size).expand(64, 2), (scale[0], scale[0]), settings.ratio)
+            assert boxes[:, 2:].min() >= view_size
+
+
+def test_the_decode_size_is_no_larger_than_needed():
+    settings = replace(StellarViews(), num_local_views=0)
+    assert settings.decode_size == 432
+    assert StellarViews().decode_size == 453  # for local views of 96 pixels
+    source = seeded()
+    smaller = torch.tensor([[425, 425]]).expand(2000, 2)
+    rand = lambda *shape: torch.rand(2000, *shape, generator=source)  # noqa: E731
+    boxes = _random_boxes(rand, smaller, (0.36, 0.36), settings.ratio)
+    assert boxes[:, 2:].min() < 224
+
+
 def test_generator_decides_the_views(images):
     assert all_equal(VIEWS(images, generator=seeded(1)), VIEWS(images, generator=seeded(1)))
     assert not all_equal(VIEWS(images, generator=seeded(1)), VIEWS(images, generator=seeded(2)))
@@ -200,10 +278,17 @@ def test_images_in_a_padded_batch_have_the_views_that_they_have_alone():
             torch.testing.assert_close(views[index], alone[name][index], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("image_sizes", [[[40, 41]], [[40, 0]], [[40, 40], [40, 40]], [40]])
+@pytest.mark.parametrize("image_sizes", [[[40, 41]], [[40, 0]], [[40, 40], [40, 40]], [40], [[40.0, 40.0]]])
 def test_sizes_that_do_not_fit_are_refused(image_sizes):
     with pytest.raises(ValueError, match="image_sizes are"):
         VIEWS(torch.rand(1, 3, 40, 40), torch.tensor(image_sizes))
+    with pytest.raises(ValueError, match="image_sizes are"):
+        VIEWS(torch.rand(1, 3, 40, 40), image_sizes)
+
+
+def test_a_number_is_no_generator(images):
+    with pytest.raises(ValueError, match="generator is a int"):
+        VIEWS(images, generator=5)
 
 
 def test_autocast_and_gradients_leave_the_views_alone(images):
@@ -227,6 +312,10 @@ def test_normalized_images_are_refused(images):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
+        (None, "a NoneType"),
+        ([torch.rand(3, 20, 20)], "a list"),
+        (np.zeros((1, 3, 20, 20), np.uint8), "a ndarray"),
+        (torch.rand(0, 3, 20, 20), r"shape \(0, 3, 20, 20\)"),
         (torch.rand(3, 20, 20), r"shape \(3, 20, 20\)"),
         (torch.rand(2, 1, 20, 20), r"shape \(2, 1, 20, 20\)"),
         (torch.ones(2, 3, 20, 20, dtype=torch.long), "torch.int64"),
@@ -242,7 +331,16 @@ def test_images_of_another_kind_are_refused(images, message):
     ("settings", "message"),
     [
         ({"num_global_views": 0}, "num_global_views is 0"),
+        ({"num_global_views": "3"}, "num_global_views is '3', but it must be a whole number"),
         ({"num_local_views": -1}, "num_local_views is -1"),
+        ({"global_size": 24.5}, "global_size is 24.5"),
+        ({"global_scale": 0.5}, "global_scale is 0.5"),
+        ({"local_scale": ("a", "b")}, "local_scale is"),
+        ({"blur_sigma": (1, float("inf"))}, "blur_sigma is"),
+        ({"flip": None}, "flip is None"),
+        ({"brightness": float("nan")}, "brightness is nan"),
+        ({"image_mean": (float("nan"), 0, 0)}, "image_mean is"),
+        ({"image_mean": None}, "image_mean is None"),
         ({"global_scale": (0.5, 1.5)}, "global_scale is"),
         ({"local_scale": (0.4, 0.1)}, "local_scale is"),
         ({"ratio": (0, 1)}, "ratio is"),

@@ -308,10 +308,11 @@ def test_workers_only_decode_by_default(make_trainer):
 
 
 def test_large_images_are_read_at_the_smallest_size_that_no_view_enlarges(make_trainer):
-    # sqrt(0.25) of 64 pixels are a global view's 32, sqrt(0.04) of 80 a local view's 16.
+    # Of crops at the aspect ratio 3/4: sqrt(0.25 * 3/4) of 74 pixels are a global view's 32, sqrt(0.04 * 3/4) of 93
+    # a local view's 16.
     scales = {"global_scale": [0.25, 1.0], "local_scale": [0.04, 0.25]}
-    assert make_trainer(**scales).data_collator.decode_size == 80
-    assert make_trainer(num_local_views=0, **scales).data_collator.decode_size == 64
+    assert make_trainer(**scales).data_collator.decode_size == 93
+    assert make_trainer(num_local_views=0, **scales).data_collator.decode_size == 74
     assert make_trainer(decode_size=50).data_collator.decode_size == 50
 
 

@@ -38,7 +38,7 @@ from .. import (
     StellarTrainer,
     StellarTrainingArguments,
 )
-from ..data import load_images, load_photo_mosaics
+from ..data import EndlessStream, load_images, load_photo_mosaics
 from ..training import default_processor
 from ..training.monitoring import warning_of_random_weights
 from .own_images import fit_to_images
@@ -314,11 +314,13 @@ def check_folder(name: str, folder: str) -> None:
         raise ValueError(f"{name} is {folder}, which does not exist.")
 
 
-def training_images(images: Images, data_args: DataArguments, training_args: StellarTrainingArguments) -> Images:
-    """The images as the trainer takes them: a stream is repeated without end, and shuffled."""
-    if not data_args.streaming:
+def training_images(
+    images: Images, data_args: DataArguments, training_args: StellarTrainingArguments
+) -> Images | EndlessStream:
+    """The images as the trainer takes them: a stream is repeated without end, and shuffled anew in each pass."""
+    if not isinstance(images, datasets.IterableDataset):
         return images
-    return images.repeat(None).shuffle(seed=training_args.seed, buffer_size=data_args.shuffle_buffer)
+    return EndlessStream(images, training_args.seed, data_args.shuffle_buffer)
 
 
 def open_eval_images(

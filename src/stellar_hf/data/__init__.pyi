@@ -5,6 +5,7 @@
 from .images import StellarCollator as StellarCollator
 from .images import images_to_tensor as images_to_tensor
 from .images import read_image as read_image
+from .loading import EndlessStream as EndlessStream
 from .loading import load_images as load_images
 from .loading import undecoded as undecoded
 from .photo_mosaics import PHOTOGRAPH_NAMES as PHOTOGRAPH_NAMES

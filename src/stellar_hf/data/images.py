@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from ..image_processing_pil_stellar import WHITE, to_rgb
+from ..image_processing_pil_stellar import WHITE, check_background, to_rgb
 from .views import StellarViews
 
 # Names of Pillow's formats. Others describe drawings, which programs such as Ghostscript would have to run.
@@ -40,12 +40,21 @@ class StellarCollator:
         views: If given, the views are made here, in the worker. Their random draws come from torch's global
             generator, which a DataLoader seeds differently in each of its workers.
         background: Red, green and blue behind transparent pixels, integers in [0, 255].
+
+    Raises:
+        ValueError: If a setting is of another type or out of its range.
     """
 
     image_column: str = "image"
     decode_size: int | None = None
     views: StellarViews | None = None
     background: Sequence[int] = WHITE
+
+    def __post_init__(self) -> None:
+        _check_decode_size(self.decode_size)
+        check_background(self.background)
+        if self.views is not None and not callable(self.views):
+            raise ValueError(f"views is a {type(self.views).__name__}, but StellarViews are expected.")
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Makes one batch; images of different sizes may stand side by side.
@@ -61,9 +70,13 @@ class StellarCollator:
         Raises:
             ValueError: If there is no example, the image column is missing, or no image of the batch can be read.
         """
-        if not examples:
-            raise ValueError("The batch has no examples, but at least 1 is needed.")
+        if not isinstance(examples, (list, tuple)) or not examples:
+            raise ValueError(f"The batch is {_describe(examples)}, but a list of at least 1 example is expected.")
         for example in examples:
+            if not isinstance(example, Mapping):
+                raise ValueError(
+                    f"An example is {_describe(example)}, but a row, from columns to values, is expected."
+                )
             if self.image_column not in example:
                 raise ValueError(
                     f"There is no column {self.image_column!r}, only {', '.join(map(repr, example))}: "
@@ -122,6 +135,8 @@ def images_to_tensor(
     Raises:
         ValueError: If an image cannot be read or is of another type; names its file, or its place in the batch.
     """
+    if not isinstance(images, Sequence):
+        raise ValueError(f"images is {_describe(images)}, but a list of images is expected.")
     return [_image_to_tensor(image, index, decode_size, background) for index, image in enumerate(images)]
 
 
@@ -149,6 +164,8 @@ def read_image(
     Raises:
         ValueError: If the image cannot be read or is of another type; names its file, or `name`.
     """
+    _check_decode_size(decode_size)
+    check_background(background)
     file = _file_of(image)
     name = os.fspath(file) if file else name
     try:
@@ -164,7 +181,13 @@ def read_image(
 def _file_of(image: Any) -> str | os.PathLike | None:
     if isinstance(image, (str, os.PathLike)):
         return image
-    return (image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", None)) or None
+    file = image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", None)
+    return file if file and isinstance(file, (str, os.PathLike)) else None
+
+
+def _check_decode_size(decode_size: int | None) -> None:
+    if decode_size is not None and (not isinstance(decode_size, int) or decode_size < 1):
+        raise ValueError(f"decode_size is {decode_size!r}, but must be a whole number, at least 1, or None.")
 
 
 def _opened(image: Any, file: str | os.PathLike | None, decode_size: int | None) -> Image.Image:
@@ -225,4 +248,5 @@ def _array_to_image(array: np.ndarray) -> Image.Image:
 def _describe(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"a {value.dtype} array of shape {value.shape}"
-    return f"a {type(value).__name__}"
+    is_empty = isinstance(value, (list, tuple, Mapping)) and not value
+    return f"{'an empty' if is_empty else 'a'} {type(value).__name__}"

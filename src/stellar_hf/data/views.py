@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -73,8 +74,8 @@ class StellarViews:
     image_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        self._check_at_least(1, "num_global_views", "global_size", "local_size", "blur_kernel_size")
-        self._check_at_least(0, "num_local_views", "brightness", "contrast", "saturation", "hue")
+        self._check_whole(1, "num_global_views", "global_size", "local_size", "blur_kernel_size")
+        self._check_whole(0, "num_local_views")
         self._check_at_most(1, "flip", "jitter_probability", "grayscale_probability", "blur_probability")
         self._check_at_most(1, "brightness", "contrast", "saturation")
         self._check_at_most(0.5, "hue")
@@ -86,29 +87,41 @@ class StellarViews:
             self._check_kernel_fits("global_size")
             if self.num_local_views:
                 self._check_kernel_fits("local_size")
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+        mean, std = self.image_mean, self.image_std
+        if not _are_numbers(mean, 3) or not _are_numbers(std, 3) or min(std) <= 0:
             raise ValueError(
-                f"image_mean is {self.image_mean} and image_std {self.image_std}, but three means and three positive "
-                "standard deviations are expected, one for each of red, green and blue."
+                f"image_mean is {mean} and image_std {std}, but three means and three positive standard deviations "
+                "are expected, one for each of red, green and blue."
             )
 
-    def _check_at_least(self, minimum: int, *names: str) -> None:
+    @property
+    def decode_size(self) -> int:
+        """The short side in pixels from which no view is enlarged: the smallest crop still has the view's size."""
+        aspect = min(self.ratio[0], 1 / self.ratio[1])
+        crops = [(self.global_size, self.global_scale[0])]
+        if self.num_local_views:
+            crops.append((self.local_size, self.local_scale[0]))
+        # A square image has the least area: its crop of share s has sides sqrt(s * aspect) and sqrt(s / aspect).
+        return max(math.ceil(size / math.sqrt(scale * aspect)) for size, scale in crops)
+
+    def _check_whole(self, minimum: int, *names: str) -> None:
         for name in names:
-            if not getattr(self, name) >= minimum:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {minimum}.")
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < minimum:
+                raise ValueError(f"{name} is {value!r}, but it must be a whole number, at least {minimum}.")
 
     def _check_at_most(self, maximum: float, *names: str) -> None:
         for name in names:
-            if not 0 <= getattr(self, name) <= maximum:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must lie in [0, {maximum}].")
+            value: Any = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= float(value) <= maximum:
+                raise ValueError(f"{name} is {value!r}, but it must be a number in [0, {maximum}].")
 
     def _check_range(self, maximum: float, *names: str) -> None:
         for name in names:
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= maximum:
-                raise ValueError(
-                    f"{name} is {(low, high)}, but (low, high) with 0 < low <= high <= {maximum} is expected."
-                )
+            value = getattr(self, name)
+            if not _are_numbers(value, 2) or not 0 < value[0] <= value[1] <= maximum:
+                limit = "" if maximum == math.inf else f" <= {maximum}"
+                raise ValueError(f"{name} is {value!r}, but (low, high) with 0 < low <= high{limit} is expected.")
 
     def _check_kernel_fits(self, name: str) -> None:
         size = getattr(self, name)
@@ -144,6 +157,8 @@ class StellarViews:
         """
         images = _to_unit_range(images)
         sizes = _checked_sizes(image_sizes, images)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"generator is a {type(generator).__name__}, but a torch.Generator is expected.")
         with torch.autocast(images.device.type, enabled=False):
             clean_view, *global_views = self._make_views(
                 images, sizes, self.num_global_views, self.global_size, self.global_scale, generator, keep_clean=True
@@ -228,8 +243,22 @@ class StellarViews:
         return (views - mean) / std
 
 
+def _are_numbers(values: Any, count: int) -> bool:
+    """Whether they are so many, all finite."""
+    return (
+        isinstance(values, (tuple, list))
+        and len(values) == count
+        and all(isinstance(value, Real) and math.isfinite(value) for value in values)
+    )
+
+
 def _to_unit_range(images: Tensor) -> Tensor:
     """float32 images in [0, 1] of uint8 or floating-point ones."""
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"The images are a {type(images).__name__}, but a tensor (batch, 3, height, width) is expected: "
+            "StellarCollator makes one of images of any kind."
+        )
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"The images have shape {tuple(images.shape)}, but (batch, 3, height, width) is expected.")
     if images.dtype == torch.uint8:
@@ -250,6 +279,8 @@ def _checked_sizes(image_sizes: Tensor | None, images: Tensor) -> Tensor:
     full_size = torch.tensor(images.shape[-2:])
     if image_sizes is None:
         return full_size.expand(len(images), 2)
+    if not isinstance(image_sizes, Tensor) or image_sizes.is_floating_point() or image_sizes.is_complex():
+        raise ValueError(f"image_sizes are {image_sizes!r}, but a tensor of integers (batch, 2) is expected.")
     image_sizes = image_sizes.cpu()
     if image_sizes.shape != (len(images), 2) or not ((image_sizes >= 1) & (image_sizes <= full_size)).all():
         raise ValueError(

@@ -249,13 +249,9 @@ class StellarTrainingArguments(TrainingArguments):
 
     def collator(self, views: StellarViews) -> StellarCollator:
         """What the workers of the data loader do: read images, and make the views if `views_on` says so."""
-        crops = [(views.global_size, views.global_scale[0])]
-        if views.num_local_views:
-            crops.append((views.local_size, views.local_scale[0]))
-        largest = max(math.ceil(size / math.sqrt(scale)) for size, scale in crops)
         return StellarCollator(
             image_column=self.image_column,
-            decode_size=self.decode_size or largest,
+            decode_size=views.decode_size if self.decode_size is None else self.decode_size,
             views=views if self.views_on == "cpu" else None,
         )
 
