@@ -294,5 +294,10 @@ def test_pretraining_with_the_trainer_resumes(build, tmp_path):
         "teacher",
     }
 
+    finished = make_trainer()
+    finished.load_finished(finished.last_checkpoint())
+    loaded = dict(finished.model.get_base_model().named_parameters())
+    assert all(torch.equal(weight, loaded[name]) for name, weight in trained.items() if "lora_" in name)
+
     trainer.create_model_card()
     assert "StellarForPreTraining" in (tmp_path / "README.md").read_text()

@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from stellar_hf import StellarImageProcessorPil, StellarModel
+from stellar_hf.cli.__main__ import main as stellar_hf_command
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "extract_features.py"
 ENVIRONMENT = {
@@ -132,8 +133,9 @@ def outputs_of(model_folder, photos):
 
 def assert_equal_features(first, second):
     assert first.features == second.features and len(first) == len(second)
+    assert first["path"][:] == second["path"][:]
     for row, other in zip(first.with_format("numpy"), second.with_format("numpy"), strict=True):
-        for name in first.features:
+        for name in set(first.features) - {"path"}:
             np.testing.assert_allclose(row[name], other[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
@@ -151,6 +153,7 @@ def test_features_are_the_models_own_outputs(
 
     features = load(tmp_path / "out")
     assert features["index"][:] == list(range(10))
+    assert features["path"][:] == sorted(map(str, photos.glob("*/*")))
     assert features.features["label"].names == ["cat", "dog"]
     assert features["label"][:] == [0] * 6 + [1] * 4
     assert features.features["localization"].dtype == "float16"
@@ -208,6 +211,7 @@ def test_other_columns_and_images_without_names(run_script, arguments, model_fol
     )
     features = load(tmp_path / "out")
     assert features["label"][:] == [f"photo {index}" for index in (0, 1, 2, 4, 5)]
+    assert "path" not in features.features
     assert "Image 3 of the data set cannot be read" in caplog.text
 
 
@@ -243,14 +247,21 @@ def test_killed_and_repeated_equals_uninterrupted(run_script, arguments, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [["torch.distributed.run", "--nproc_per_node=2"], ["accelerate.commands.launch"]])
-def test_launched_processes_write_what_one_process_writes(run_script, arguments, tmp_path, launcher):
-    command = [sys.executable, "-m", *launcher, str(SCRIPT), *arguments, f"--output_dir={tmp_path / 'launched'}"]
+def test_launched_processes_write_what_one_process_writes(run_script, arguments, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(SCRIPT), *arguments, f"--output_dir={tmp_path / 'launched'}"]
     process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("Features of 10 images in 3 shards") == 1
     run_script(*arguments, f"--output_dir={tmp_path / 'one'}")
     assert_equal_features(load(tmp_path / "launched"), load(tmp_path / "one"))
+
+
+def test_the_command_writes_what_the_example_writes(run_script, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)  # which the command sets
+    run_script(*arguments, f"--output_dir={tmp_path / 'example'}")
+    stellar_hf_command(["extract", *arguments, f"--output_dir={tmp_path / 'command'}"])
+    assert_equal_features(load(tmp_path / "command"), load(tmp_path / "example"))
 
 
 def test_shards_of_another_run_are_not_mixed_in(run_script, error_of, arguments, tmp_path):
@@ -298,13 +309,15 @@ def test_too_many_unreadable_images_stop_the_run(error_of, model_folder, broken_
 # Index ---------------------------------------------------------------------------------------------------------------
 
 
-def test_index_finds_every_token(run_script, arguments, tmp_path, capsys):
+def test_index_finds_every_token(run_script, arguments, photos, tmp_path, capsys):
     faiss = pytest.importorskip("faiss")
     from stellar_hf.evaluation import nearest_tokens
 
     run_script(*arguments, "--faiss_index", f"--output_dir={tmp_path / 'out'}")
     output = capsys.readouterr().out
     assert "Index of 40 tokens" in output and output.count("→") == 4
+    files = sorted(map(str, photos.glob("*/*")))
+    assert f"for those of {files[0]}:" in output and any(f"→  {file} token" in output for file in files[1:])
     tokens = load(tmp_path / "out").with_format("numpy")["tokens"][:]
     index = faiss.read_index(str(tmp_path / "out" / "tokens.faiss"))
     matches = nearest_tokens(index, tokens.reshape(40, -1), num_sparse_tokens=4, k=1)
@@ -338,5 +351,6 @@ def test_impossible_arguments_are_refused_in_a_sentence(error_of, arguments, tmp
 def test_other_models_are_refused(error_of, arguments, tmp_path):
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8)
     ViTModel(config).save_pretrained(tmp_path / "vit")
+    StellarImageProcessorPil().save_pretrained(tmp_path / "vit")
     message = error_of(*arguments, f"--model_name_or_path={tmp_path / 'vit'}", f"--output_dir={tmp_path / 'out'}")
     assert "vit model, which has no sparse tokens" in message

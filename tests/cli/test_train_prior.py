@@ -113,7 +113,7 @@ def test_training_goes_on_from_its_checkpoint(run_example, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (("--features_dir", "nowhere"), "no features in nowhere.*extract_features"),
+        (("--features_dir", "nowhere"), "no features in nowhere.*stellar-hf extract"),
         (("--localization_patch_size", 3, "--num_train_crops", 8), "localization_patch_size, 3, divides"),
         (("--hidden_size", 30, "--num_train_crops", 8), "hidden_size is 30"),
     ],

@@ -207,10 +207,10 @@ def test_processes_give_what_one_gives_in_equally_many_steps(model, images, phot
     model.save_pretrained(tmp_path)
     CROPS.save_pretrained(tmp_path)
     (tmp_path / "script.py").write_text(PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=3", str(tmp_path / "script.py")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(tmp_path / "script.py")]
     subprocess.run([*command, str(tmp_path), str(photos)], check=True, timeout=300)
     expected = encode_images(model, images, CROPS, columns=["label"], show_progress=False)
-    for process in range(3):
+    for process in range(2):
         features, calls = torch.load(tmp_path / f"features-{process}.pt", weights_only=False)
         assert_equal(features, expected)
-        assert features.columns == expected.columns and list(features.unreadable) == [2] and calls == 3
+        assert features.columns == expected.columns and list(features.unreadable) == [2] and calls == 4

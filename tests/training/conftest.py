@@ -2,6 +2,8 @@
 # Licensed under the Apache License, Version 2.0.
 """A trainer of a tiny model."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,12 @@ from stellar_hf import StellarForPreTraining, StellarTrainer, StellarTrainingArg
 IMAGES = [{"image": image} for image in np.random.default_rng(0).integers(0, 256, (10, 40, 40, 3), dtype=np.uint8)]
 
 
-@pytest.fixture
-def make_trainer(tiny_config, tmp_path):
+@pytest.fixture(scope="session")
+def build_trainer(tiny_config):
     """Builds a trainer of a tiny model for 3 steps of 2 images; `config` and arguments can be overridden."""
 
-    def make(
+    def build(
+        output_dir,
         config=None,
         callbacks=None,
         train_dataset=IMAGES,
@@ -26,7 +29,7 @@ def make_trainer(tiny_config, tmp_path):
     ):
         torch.manual_seed(0)
         defaults = {
-            "output_dir": str(tmp_path / "run"),
+            "output_dir": str(output_dir),
             "max_steps": 3,
             "per_device_train_batch_size": 2,
             "num_global_views": 2,
@@ -49,4 +52,10 @@ def make_trainer(tiny_config, tmp_path):
             vq_model=vq_model,
         )
 
-    return make
+    return build
+
+
+@pytest.fixture
+def make_trainer(build_trainer, tmp_path):
+    """Builds such a trainer with an output folder `run`."""
+    return partial(build_trainer, tmp_path / "run")

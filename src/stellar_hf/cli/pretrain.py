@@ -79,6 +79,10 @@ class ModelArguments:
         default=False,
         metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
     )
+    resume_from_newest_whole: bool = field(
+        default=False,
+        metadata={"help": "Pass over checkpoints that are damaged, and go on from the newest one that is whole."},
+    )
     fits_images: bool = field(default=False, init=False)  # whether the model's image size is chosen by the images
 
     def __post_init__(self):
@@ -367,7 +371,7 @@ def train_and_measure(
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
         print(describe(trainer.model, "streamed" if data_args.streaming else f"{len(images):,}"))
-    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir)
+    checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir, model_args.resume_from_newest_whole)
     is_finished = announce(trainer, checkpoint)
     table = start_table(trainer, data_args) if data_args.is_embedded and is_main_process else None
 

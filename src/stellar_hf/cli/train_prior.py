@@ -78,6 +78,10 @@ class PriorArguments:
         default=False,
         metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
     )
+    resume_from_newest_whole: bool = field(
+        default=False,
+        metadata={"help": "Pass over checkpoints that are damaged, and go on from the newest one that is whole."},
+    )
 
 
 @dataclass
@@ -126,7 +130,7 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
         print(f"Prior with {prior.num_parameters():,} parameters, {len(data):,} images, {num_classes} classes\n")
-    checkpoint = find_checkpoint(trainer, args.overwrite_output_dir)
+    checkpoint = find_checkpoint(trainer, args.overwrite_output_dir, args.resume_from_newest_whole)
     is_finished = announce(trainer, checkpoint)
     train_or_load(trainer, checkpoint, is_finished)
     trainer.save_state()

@@ -11,5 +11,9 @@ from .encoding import model_features as model_features
 from .index import TokenMatches as TokenMatches
 from .index import build_token_index as build_token_index
 from .index import import_faiss as import_faiss
+from .index import index_features as index_features
 from .index import nearest_tokens as nearest_tokens
+from .shards import FeatureShards as FeatureShards
+from .shards import load_features as load_features
+from .shards import save_features as save_features
 from .tokens import ExtractedTokens as ExtractedTokens

@@ -72,7 +72,7 @@ class ImageFeatures:
             return cls(unreadable=dict(sorted(unreadable.items())))
         index, places = np.unique(torch.cat([part.index for part in filled]).numpy(), return_index=True)
 
-        def take(lists: Sequence[Sequence]) -> list:
+        def take(lists: Sequence[Any]) -> list:
             values = [value for part in lists for value in part]
             return [values[place] for place in places]
 
@@ -288,7 +288,7 @@ class _ProcessedBatches(Dataset):
         always_forward: bool,
     ):
         _all_rows(dataset)  # refuses streams
-        self.dataset = _image_rows(dataset, image_column, columns)
+        self.dataset = image_rows(dataset, image_column, columns)
         self.processor = processor
         self.batches = batches
         self.image_column = image_column
@@ -305,8 +305,8 @@ class _ProcessedBatches(Dataset):
         unreadable: dict[int, str] = {}
         paths, columns = {}, {}
         for row, item in zip(rows, self._read(rows), strict=True):
-            image = self._image_of(item)
-            paths[row] = _path_of(image)
+            image = image_of(item, self.image_column)
+            paths[row] = path_of(image)
             columns[row] = [item.get(name) for name in self.columns] if isinstance(item, Mapping) else []
             try:
                 (images[row],) = images_to_tensor([image])
@@ -329,17 +329,6 @@ class _ProcessedBatches(Dataset):
     def _read(self, rows: list[int]) -> Sequence[Any]:
         read_all = getattr(self.dataset, "__getitems__", None)
         return read_all(rows) if read_all is not None else [self.dataset[row] for row in rows]
-
-    def _image_of(self, item: Any) -> Any:
-        if isinstance(item, str | os.PathLike):
-            return {"path": os.fspath(item), "bytes": None}
-        if not isinstance(item, Mapping) or (self.image_column not in item and {"bytes", "path"} & item.keys()):
-            return item
-        if self.image_column not in item:
-            raise ValueError(
-                f"The data set has no column {self.image_column!r}, only {list(item)}: name it with image_column."
-            )
-        return item[self.image_column]
 
     def _processed(self, images: Mapping[int, Tensor]) -> list[tuple[list[int], Tensor]]:
         """Rows and pixel values of the images of each processed size."""
@@ -369,7 +358,7 @@ def _all_rows(dataset: Any) -> range:
     return range(len(dataset))
 
 
-def _image_rows(dataset: Any, image_column: str, columns: Sequence[str]) -> Any:
+def image_rows(dataset: Any, image_column: str, columns: Sequence[str] = ()) -> Any:
     """The columns that are needed, with undecoded images, where a data set tells its columns."""
     names = getattr(dataset, "column_names", None)
     if not isinstance(names, list):
@@ -379,7 +368,19 @@ def _image_rows(dataset: Any, image_column: str, columns: Sequence[str]) -> Any:
     return undecoded(dataset.select_columns([image_column, *(set(columns) & set(names))]), image_column)
 
 
-def _path_of(image: Any) -> str | None:
+def image_of(item: Any, image_column: str) -> Any:
+    """The image of a row, which may be the image itself, or its path."""
+    if isinstance(item, str | os.PathLike):
+        return {"path": os.fspath(item), "bytes": None}
+    if not isinstance(item, Mapping) or (image_column not in item and {"bytes", "path"} & item.keys()):
+        return item
+    if image_column not in item:
+        raise ValueError(f"The data set has no column {image_column!r}, only {list(item)}: name it with image_column.")
+    return item[image_column]
+
+
+def path_of(image: Any) -> str | None:
+    """The file of an image, None where it has none."""
     return (image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", None)) or None
 
 
@@ -389,7 +390,7 @@ def _share(rows: Sequence[int], num_processes: int, process_index: int) -> list[
     return [rows[i % len(rows)] for i in range(process_index * size, (process_index + 1) * size)]
 
 
-def _unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 

@@ -4,13 +4,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
+
+from .shards import load_features
 
 if TYPE_CHECKING:
     import faiss
@@ -55,6 +60,31 @@ def build_token_index(batches: Iterable[np.ndarray | Tensor]) -> faiss.Index:
         index.add(vectors)
     if index is None:
         raise ValueError("There are no tokens to index: pass those of at least one image.")
+    return index
+
+
+def index_features(folder: str | os.PathLike, show_progress: bool = True) -> faiss.Index:
+    """Indexes the tokens that [`save_features`] wrote, and saves the index as `folder/tokens.faiss`.
+
+    Args:
+        folder: The folder of the features.
+        show_progress: Whether to show a progress bar.
+
+    Returns:
+        The index, as [`build_token_index`] makes it: images are counted as rows of [`load_features`].
+
+    Raises:
+        ImportError: If FAISS is not installed.
+        ValueError: If there are no features.
+    """
+    faiss = import_faiss()
+    rows = load_features(folder, columns=["tokens"], streaming=True).with_format("numpy")
+    batches = tqdm(rows.iter(1000), desc="index", leave=False, disable=not show_progress)
+    index = build_token_index(batch["tokens"] for batch in batches)
+    path = Path(folder, "tokens.faiss")
+    aside = path.with_name(f".{path.name}.unfinished")
+    faiss.write_index(index, str(aside))
+    aside.replace(path)
     return index
 
 

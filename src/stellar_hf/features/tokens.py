@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Tokens and localization of many images, as `examples/extract_features.py` writes them."""
+"""Features on disk as the rows of a training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from .shards import load_features
 
 if TYPE_CHECKING:
     import datasets
@@ -21,7 +23,7 @@ class ExtractedTokens(Dataset):
     `class_labels`, int64 scalars. They are read as they are needed, from the copy that `datasets` keeps in its cache.
 
     Args:
-        folder: What `examples/extract_features.py` has written: its output folder, or the `features` in it.
+        folder: What [`save_features`] has written: its folder, or the `features` in it.
 
     Raises:
         ValueError: If there are no such features, images have grids of different sizes, or labels are not integers of
@@ -29,13 +31,7 @@ class ExtractedTokens(Dataset):
     """
 
     def __init__(self, folder: str | Path):
-        import datasets
-
-        shards = Path(folder, "features") if Path(folder, "features").is_dir() else Path(folder)
-        files = sorted(str(file) for file in shards.glob("*.parquet"))
-        if not files:
-            raise ValueError(f"There are no features in {folder}: write them with examples/extract_features.py.")
-        rows = datasets.load_dataset("parquet", data_files=files, split="train")
+        rows = load_features(folder)
         if "tokens" not in rows.features or "grid_size" not in rows.features:
             raise ValueError(f"{folder} has the columns {list(rows.features)}, but no tokens and no grid_size.")
         grids = {tuple(grid) for batch in rows.select_columns("grid_size").iter(10000) for grid in batch["grid_size"]}
@@ -52,7 +48,8 @@ class ExtractedTokens(Dataset):
                 "leave out images without a class, or all labels."
             )
         self._num_labels = max(labels) + 1
-        self._rows: datasets.Dataset = rows.remove_columns(["index", "grid_size"]).with_format("torch")
+        unused = [name for name in ("index", "path", "grid_size") if name in rows.features]
+        self._rows: datasets.Dataset = rows.remove_columns(unused).with_format("torch")
 
     @property
     def class_names(self) -> list[str] | None:

@@ -17,6 +17,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from ..training.callbacks import LossTableCallback
+from ..training.checkpoint_files import Checkpoint
 from ..training.checkpoints import CheckpointTrainer
 from ..training.monitoring import NonFiniteLossGuard
 from ..training.results import ResultsTrainer
@@ -155,7 +156,7 @@ class StellarTokenPriorTrainer(ResultsTrainer, CheckpointTrainer):
             self.log_means.add({**outputs, "loss": loss}, 1 / self.current_gradient_accumulation_steps)
         return (loss, outputs) if return_outputs else loss
 
-    def check_resumable(self, checkpoint: str | Path) -> None:
+    def check_resumable(self, checkpoint: Checkpoint) -> None:
         """
         Checks that the training can go on from a checkpoint.
 
@@ -163,7 +164,9 @@ class StellarTokenPriorTrainer(ResultsTrainer, CheckpointTrainer):
             ValueError: If it is missing, damaged, or of another prior.
         """
         super().check_resumable(checkpoint)
-        own, saved = json.loads(self._training_model.prior.to_json_string()), _read_config(checkpoint)
+        if checkpoint.config is None:
+            raise ValueError(f"The checkpoint {checkpoint} has no {CONFIG_NAME}, so is not of a prior.")
+        own, saved = json.loads(self._training_model.prior.to_json_string()), checkpoint.config
         differing = [
             f"{name} is {saved.get(name)} there and {value} here"
             for name, value in own.items()
@@ -192,15 +195,6 @@ class AverageCallback(TrainerCallback):
     def on_optimizer_step(self, args, state, control, model=None, optimizer=None, **kwargs):
         if not getattr(optimizer, "step_was_skipped", False):
             model.update_average()
-
-
-def _read_config(checkpoint: str | Path) -> dict[str, Any]:
-    try:
-        return json.loads(Path(checkpoint, CONFIG_NAME).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"The checkpoint {checkpoint} has no readable {CONFIG_NAME}, so is not of a prior."
-        ) from error
 
 
 _TERMS = ("token_loss", "localization_loss")

@@ -3,30 +3,30 @@
 """Checkpoints that are complete or not there, and from which a run goes on bit for bit."""
 
 import errno
-import os
-import shutil
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 import torch
-from safetensors import SafetensorError, safe_open
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedConfig, Trainer
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
-from transformers.utils import CONFIG_NAME
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 
 from ..configuration_stellar import OBJECTIVE_FIELDS, StellarConfig
+from ..hub_stellar import replace_text
+from . import checkpoint_files as files
 from .callbacks import GracefulInterruptCallback, ProcessSeedCallback
+from .checkpoint_files import Checkpoint
 from .data import with_uninterrupted_workers
 
-# Inside the output folder, so that a rename suffices; the Trainer pushes nothing whose name starts so.
-_STAGING = "_saving"
-_REPLACED = "replaced-"
+logger = logging.get_logger(__name__)
 
 
 class LogMeans:
@@ -89,15 +89,10 @@ class CheckpointTrainer(Trainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.log_means = LogMeans()
+        self._lock = files.FolderLock(self._output_dir)
         self._interrupt = GracefulInterruptCallback()
         self.add_callback(self._interrupt)
         self.add_callback(ProcessSeedCallback())
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """As in `Trainer`; the order of the data is one for all processes, whatever each of them has drawn before."""
-        if self.args.data_seed is None:
-            self.args.data_seed = self.args.seed
-        super().create_accelerator_and_postprocess()
 
     @property
     def interrupted(self) -> bool:
@@ -109,95 +104,199 @@ class CheckpointTrainer(Trainer):
         """What a script should exit with after training: 130 after Ctrl-C, 143 after SIGTERM, else 0."""
         return 0 if self._interrupt.signal_number is None else 128 + self._interrupt.signal_number
 
-    def last_checkpoint(self) -> str | None:
+    # Which checkpoint ------------------------------------------------------------------------------------------------
+
+    def last_checkpoint(self) -> Checkpoint | None:
         """
-        Folder of the newest complete checkpoint in `args.output_dir`, None if there is none. Call it on all processes:
-        what a killed run left of an incomplete one is removed.
+        The newest checkpoint in `args.output_dir`, None if there is none; whole or not, as its `problem` says. Call it
+        on all processes: what a killed run left of an incomplete one is removed.
+
+        Raises:
+            ValueError: If another training is running in the folder.
         """
-        output_dir = str(self.args.output_dir)
-        if self.args.should_save:
-            _tidy(Path(output_dir))
-        self.accelerator.wait_for_everyone()
-        return get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
+        with self._sole_training():
+            self._tidy()
+        folders = files.checkpoint_folders(self._output_dir)
+        return self.inspect(folders[-1]) if folders else None
+
+    def last_whole_checkpoint(self) -> Checkpoint | None:
+        """As `last_checkpoint`, but the newest one that the training can go on from; the damaged ones are named."""
+        with self._sole_training():
+            self._tidy()
+        for folder in reversed(files.checkpoint_folders(self._output_dir)):
+            checkpoint = self.inspect(folder)
+            if checkpoint.problem is None:
+                return checkpoint
+            if self.is_world_process_zero():
+                logger.warning(f"{checkpoint.problem} It is passed over.")
+        return None
 
     def remove_checkpoints(self) -> None:
-        """Removes all checkpoints in `args.output_dir`, for a run that starts anew. Call it on all processes."""
-        if self.args.should_save:
-            for folder in Path(str(self.args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-                shutil.rmtree(folder)
-        self.accelerator.wait_for_everyone()
-
-    def is_finished(self, checkpoint: str) -> bool:
         """
-        Whether a checkpoint, a folder, has all steps that the arguments ask for.
+        Removes all checkpoints in `args.output_dir`, for a run that starts anew: folders `checkpoint-<step>` with a
+        Trainer's state, and nothing else. Call it on all processes.
+
+        Raises:
+            ValueError: If another training is running in the folder.
+        """
+        with self._sole_training():
+            if self.args.should_save:
+                for folder in files.checkpoint_folders(self._output_dir):
+                    files.remove(folder)
+            self.accelerator.wait_for_everyone()
+
+    def inspect(self, folder: str | Path) -> Checkpoint:
+        """What a folder holds, read by one process of each machine. Call it on all processes."""
+        found = self._gathered(files.inspect(folder) if self.is_local_process_zero() else None)
+        return next((checkpoint for checkpoint in found if checkpoint.problem), found[0])
+
+    def check_resumable(self, checkpoint: Checkpoint) -> None:
+        """
+        Checks that the training can go on from a checkpoint. Call it on all processes.
+
+        Raises:
+            ValueError: If it is missing, damaged, or of another architecture; the message names the file or the
+                fields, and an older checkpoint that is whole.
+        """
+        if checkpoint.problem is not None:
+            raise ValueError(f"{checkpoint.problem} {_advice(checkpoint.folder)}")
+        self._check_files_of_processes(checkpoint)
+        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        if config is not None and checkpoint.config is not None:
+            _check_architecture(checkpoint.folder, StellarConfig.from_dict(checkpoint.config), config)
+
+    def _check_files_of_processes(self, checkpoint: Checkpoint) -> None:
+        world_size = self.args.world_size
+        if checkpoint.num_processes != world_size:
+            if self.is_world_process_zero():
+                logger.warning(
+                    f"{checkpoint} is of a training on {checkpoint.num_processes} process(es), which goes on with "
+                    f"{world_size}: with other random draws, so not bit for bit."
+                )
+            return
+        lacking = self._gathered(checkpoint.lacks(self.args.process_index, world_size))
+        if lacking:
+            raise ValueError(
+                f"The checkpoint {checkpoint} is damaged: {lacking[0]} is missing. {_advice(checkpoint.folder)}"
+            )
+
+    # Going on from it ------------------------------------------------------------------------------------------------
+
+    def is_finished(self, checkpoint: Checkpoint) -> bool:
+        """
+        Whether a checkpoint has all steps that the arguments ask for. Call it on all processes.
 
         Raises:
             ValueError: If it is missing, damaged, or of another architecture.
         """
         self.check_resumable(checkpoint)
         max_steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        return _load_state(checkpoint).global_step >= max_steps
+        return checkpoint.state.global_step >= max_steps
 
-    def load_finished(self, checkpoint: str) -> None:
+    def load_finished(self, checkpoint: Checkpoint) -> None:
         """
         Takes model and state from the last checkpoint of a finished run; with `load_best_model_at_end`, the model
-        from the best one.
-        """
-        self.state = _load_state(checkpoint)
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self.load_weights(best or checkpoint)
-
-    def check_resumable(self, checkpoint: str | Path) -> None:
-        """
-        Checks that the training can go on from a checkpoint.
+        from the best one. Call it on all processes.
 
         Raises:
-            ValueError: If it is missing, damaged, or of another architecture.
+            ValueError: If the best checkpoint is missing or damaged.
         """
-        check_checkpoint(checkpoint, getattr(self.accelerator.unwrap_model(self.model), "config", None))
+        self.state = checkpoint.state
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            checkpoint = self.inspect(self.state.best_model_checkpoint)
+            if checkpoint.problem is not None:
+                raise ValueError(checkpoint.problem)
+        self.load_weights(checkpoint.folder)
 
     def load_weights(self, checkpoint: str | Path) -> None:
-        """Takes the weights from a checkpoint."""
+        """Takes the weights, or those of the adapters, from a checkpoint."""
         model = self.accelerator.unwrap_model(self.model)
-        model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
+        if hasattr(model, "get_base_model"):  # of PEFT
+            model.load_adapter(str(checkpoint), model.active_adapter, is_trainable=True)
+        else:
+            model.load_state_dict(type(model).from_pretrained(checkpoint).state_dict())
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | Path | bool | Checkpoint | None = None, *args, **kwargs):
         """
         As in `Trainer`; Ctrl-C and SIGTERM finish the step and save a checkpoint.
 
         Args:
-            resume_from_checkpoint: Folder of a checkpoint, or True for the newest one in `args.output_dir`.
+            resume_from_checkpoint: A checkpoint or its folder, or True for the newest one in `args.output_dir`.
 
         Raises:
-            ValueError: If the checkpoint to resume from is missing, damaged, or of another architecture.
+            ValueError: If the checkpoint to resume from is missing, damaged, or of another architecture, or another
+                training is running in `args.output_dir`.
             OSError: If a checkpoint cannot be written (`CheckpointWriteError`), or a worker of the data loader was
                 killed; the last complete checkpoint is intact.
         """
-        newest = self.last_checkpoint()
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest
+        with self._sole_training():
+            self._tidy()
+            checkpoint = self._to_resume(resume_from_checkpoint)
+            self.log_means = LogMeans()
+            if checkpoint is not None:
+                self.check_resumable(checkpoint)
+                self._load_log_means(checkpoint)
+            try:
+                return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise ChildProcessError(
+                    "A worker of the data loader was killed, most often by the system for want of memory: take fewer "
+                    f"dataloader_num_workers or a smaller per_device_train_batch_size ({str(error).strip(' .')}). "
+                    f"{self._how_to_go_on()}"
+                ) from error
+            finally:
+                self._interrupt.restore_handlers()
+
+    def _to_resume(self, asked: str | Path | bool | Checkpoint | None) -> Checkpoint | None:
+        if asked is True:
+            newest = self.last_checkpoint()
             if newest is None:
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
-        self.log_means = LogMeans()
-        if resume_from_checkpoint:
-            self.check_resumable(resume_from_checkpoint)
-            means = self._log_means_file(resume_from_checkpoint)
-            if means.exists():  # not where the number of processes has grown
-                # Not straight to the device: PyTorch knows no cpu:0 here, as Accelerate names it.
-                state = torch.load(means, map_location="cpu", weights_only=True)
-                self.log_means.load_state_dict(state, self.args.device)
+            return newest
+        if not asked:
+            return None
+        return asked if isinstance(asked, Checkpoint) else self.inspect(asked)
+
+    def _load_log_means(self, checkpoint: Checkpoint) -> None:
+        file = checkpoint.folder / files.log_means_name(self.args.process_index)
+        if file.exists():  # not where the number of processes has grown
+            # Not straight to the device: PyTorch knows no cpu:0 here, as Accelerate names it.
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            self.log_means.load_state_dict(state, self.args.device)
+
+    def _tidy(self) -> None:
+        if self.args.should_save:
+            files.tidy(self._output_dir)
+        self.accelerator.wait_for_everyone()
+
+    @contextmanager
+    def _sole_training(self) -> Iterator[None]:
+        """Keeps other trainings out of `args.output_dir`; the first process has the lock for all."""
+        is_first = self.is_world_process_zero()
+        holders = self._gathered(self._lock.acquire() if is_first else None)
+        if holders:
+            raise ValueError(
+                f"Another training is running in {self.args.output_dir} ({holders[0]}): wait for its end, or take "
+                "another output_dir."
+            )
         try:
-            return super().train(resume_from_checkpoint or None, *args, **kwargs)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise ChildProcessError(
-                "A worker of the data loader was killed, most often by the system for want of memory: take fewer "
-                f"dataloader_num_workers or a smaller per_device_train_batch_size ({str(error).strip(' .')}). "
-                f"{self._how_to_go_on()}"
-            ) from error
+            yield
         finally:
-            self._interrupt.restore_handlers()
+            if is_first:
+                self._lock.release()
+
+    def _gathered(self, value: Any) -> list[Any]:
+        """What the processes have, all of it on each of them, without None."""
+        values = [value] if self.args.world_size == 1 else gather_object([value])
+        return [each for each in values if each is not None]
+
+    @property
+    def _output_dir(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    # While it trains -------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader:
         """As in `Trainer`; its workers outlive a Ctrl-C or SIGTERM, so that the step can be finished."""
@@ -223,8 +322,38 @@ class CheckpointTrainer(Trainer):
         with self._explain_failed_write(f"The model in {output_dir or self.args.output_dir}"):
             super().save_model(output_dir)
 
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """
+        As in `Trainer`: `<split>_results.json`, and with `combined` also `all_results.json`; each whole or as it was.
+
+        Raises:
+            CheckpointWriteError: If one cannot be written.
+        """
+        if not self.is_world_process_zero():
+            return
+        with self._explain_failed_write(f"The results in {self._output_dir}"):
+            _write_json(self._output_dir / f"{split}_results.json", metrics)
+            if combined:
+                file = self._output_dir / "all_results.json"
+                earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+                _write_json(file, {**earlier, **metrics})
+
+    def save_state(self) -> None:
+        """
+        As in `Trainer`; `trainer_state.json` is whole or as it was.
+
+        Raises:
+            CheckpointWriteError: If it cannot be written.
+        """
+        if not self.is_world_process_zero():
+            return
+        file = self._output_dir / TRAINER_STATE_NAME
+        with self._explain_failed_write(str(file)):
+            _write_json(file, asdict(self.state))
+
     # The Trainer has no public hook for where and how it writes a checkpoint. These three names are in all supported
-    # versions: the folder that holds the checkpoint, its writing, and the push of a written one.
+    # versions: the folder that holds the checkpoint, its writing, and the push of a written one. `private_names.py`
+    # beside this file lists them with the others, and its test says when one of them changes.
 
     def _get_output_dir(self, trial):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -232,17 +361,17 @@ class CheckpointTrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         run_dir = Path(self._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        staged = Path(str(self.args.output_dir), _STAGING, name)
+        staged = self._output_dir / files.STAGING / name
         try:
             with self._explain_failed_write(f"{name} in {run_dir}"):
                 self._staging = staged.parent
                 super()._save_checkpoint(model, trial)  # which finds nothing to rotate beside the staged one
-                torch.save(self.log_means.state_dict(), self._log_means_file(staged))
+                torch.save(self.log_means.state_dict(), staged / files.log_means_name(self.args.process_index))
                 self._keep_best_checkpoint(run_dir, staged)
                 self._publish(staged, run_dir / name)
         except BaseException:
             if self.args.should_save:
-                _tidy(staged.parents[1])
+                files.tidy(self._output_dir)
             raise
         finally:
             self._staging = None
@@ -250,7 +379,8 @@ class CheckpointTrainer(Trainer):
             self._push_from_checkpoint(str(run_dir / name))
         if self.args.should_save:
             best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(run_dir), self.args.save_total_limit, best_model_checkpoint=best, use_mtime=True)
+            keep = [run_dir / name, *([Path(best)] if best else [])]
+            files.rotate(run_dir, self.args.save_total_limit, keep)
 
     def _push_from_checkpoint(self, checkpoint_folder):
         if self._staging is None:
@@ -265,17 +395,14 @@ class CheckpointTrainer(Trainer):
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
 
     def _publish(self, staged: Path, checkpoint: Path) -> None:
-        """Renames a checkpoint once all processes have written their part of it."""
+        """Gives a checkpoint its name once all processes have written their part of it."""
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            _replace(staged, checkpoint)
+            files.publish(staged, checkpoint, self.args.world_size)
         self.accelerator.wait_for_everyone()
         if not self.args.should_save and self.is_local_process_zero():
             with suppress(FileNotFoundError):  # there only where each machine has a disk of its own
-                _replace(staged, checkpoint)
-
-    def _log_means_file(self, checkpoint: str | Path) -> Path:
-        return Path(checkpoint, f"log_means_{self.args.process_index}.pth")
+                files.publish(staged, checkpoint, self.args.world_size)
 
     @property
     def _nan_batch_file(self) -> Path:
@@ -289,7 +416,7 @@ class CheckpointTrainer(Trainer):
         except CheckpointWriteError:
             raise
         except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch's and safetensors' are no OSErrors
-            free = _free_megabytes(str(self.args.output_dir))
+            free = files.free_megabytes(self._output_dir)
             # Only Python names a full disk; PyTorch and safetensors say what came of it.
             is_full = free < 1 or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             cause = "the disk is full" if is_full else " ".join(str(error).split())
@@ -298,51 +425,25 @@ class CheckpointTrainer(Trainer):
             ) from error
 
     def _how_to_go_on(self) -> str:
-        output_dir = str(self.args.output_dir)
-        last = get_last_checkpoint(output_dir) if os.path.isdir(output_dir) else None
-        if last is None:
+        folders = files.checkpoint_folders(self._output_dir)
+        if not folders:
             return "There is no earlier checkpoint to resume from."
-        return f"{last} is intact: resume from it when the cause is removed."
+        return f"{folders[-1]} is intact: resume from it when the cause is removed."
 
 
 class CheckpointWriteError(OSError):
-    """A checkpoint or model could not be written; the message says which, how much is free, and what is intact."""
+    """A file of a training could not be written; the message says which, how much is free, and what is intact."""
 
 
-def check_checkpoint(checkpoint: str | Path, config: StellarConfig | None) -> None:
-    """
-    Checks that a run can go on from a checkpoint.
-
-    Args:
-        checkpoint: Folder that a Trainer wrote.
-        config: Of the model that is to go on; None for a model of another kind, which is not compared.
-
-    Raises:
-        ValueError: If the folder is missing, lacks a file, has a damaged one, or holds a model of another
-            architecture; the message names the file or the fields.
-    """
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise ValueError(f"There is no checkpoint {folder}.")
-    _load_state(folder)
-    for file in sorted(folder.iterdir()):
-        if not _is_whole(file):
-            raise ValueError(
-                f"The checkpoint {folder} is damaged: {file.name} is incomplete. Delete the folder to go on from an "
-                "earlier one."
-            )
-    # DeepSpeed keeps optimizer and schedule in a folder of its own.
-    if not (folder / SCHEDULER_NAME).exists() and not any(folder.glob("global_step*")):
-        raise ValueError(
-            f"The checkpoint {folder} has no {SCHEDULER_NAME}: with save_only_model it holds a model, to start a new "
-            "training from, but not the state of a training to resume."
-        )
-    if config is not None and (folder / CONFIG_NAME).exists():  # FSDP writes none beside a sharded model
-        _check_architecture(folder, config)
+def _advice(damaged: Path) -> str:
+    earlier = [folder for folder in files.checkpoint_folders(damaged.parent) if folder != damaged]
+    whole = files.newest_whole(earlier)
+    if whole is None:
+        return "No other checkpoint beside it is whole."
+    return f"{whole} is whole: resume from it (--resume_from_newest_whole), or delete the damaged one."
 
 
-def _check_architecture(folder: Path, config: StellarConfig) -> None:
-    saved = StellarConfig.from_pretrained(folder)
+def _check_architecture(folder: Path, saved: StellarConfig, config: StellarConfig) -> None:
     differing = [
         f"{name} is {getattr(saved, name)} there and {getattr(config, name)} here"
         for name in _architecture_fields()
@@ -355,78 +456,15 @@ def _check_architecture(folder: Path, config: StellarConfig) -> None:
         )
 
 
+def _comparable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _architecture_fields() -> list[str]:
     """Names of what makes a model another one: neither the objective's, nor what every config has for bookkeeping."""
     own = StellarConfig.__dataclass_fields__.keys() - PreTrainedConfig.__dataclass_fields__.keys() - OBJECTIVE_FIELDS
     return [name for name in StellarConfig.__dataclass_fields__ if name in own and not name.startswith("_")]
 
 
-def _comparable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _load_state(checkpoint: str | Path) -> TrainerState:
-    file = Path(checkpoint, TRAINER_STATE_NAME)
-    try:
-        return TrainerState.load_from_json(str(file))
-    except FileNotFoundError as error:
-        raise ValueError(f"{checkpoint} is no checkpoint of a training: it has no {TRAINER_STATE_NAME}.") from error
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"The checkpoint {checkpoint} is damaged: {TRAINER_STATE_NAME} is not readable.") from error
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a file of weights or states has its end, as far as its format tells."""
-    if file.suffix == ".safetensors":
-        try:
-            with safe_open(file, framework="pt"):
-                return True
-        except SafetensorError:
-            return False
-    return file.suffix not in (".pt", ".pth", ".bin") or not file.is_file() or is_zipfile(file)
-
-
-def _replace(staged: Path, checkpoint: Path) -> None:
-    """Gives a complete folder its name, in place of an earlier one of the same step."""
-    _sync(staged)
-    replaced = staged.with_name(_REPLACED + staged.name)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    if checkpoint.exists():
-        checkpoint.rename(replaced)
-    staged.rename(checkpoint)
-    _sync_one(checkpoint.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
-    with suppress(OSError):
-        staged.parent.rmdir()
-
-
-def _tidy(output_dir: Path) -> None:
-    """Removes what a killed run was writing; a checkpoint that it was just replacing gets its name back."""
-    staging = output_dir / _STAGING
-    for replaced in staging.glob(f"{_REPLACED}*"):
-        checkpoint = output_dir / replaced.name.removeprefix(_REPLACED)
-        if not checkpoint.exists():
-            replaced.rename(checkpoint)
-    shutil.rmtree(staging, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Has everything on disk before the rename: a file system may order the two otherwise when power fails."""
-    for path in (*folder.rglob("*"), folder):
-        _sync_one(path)
-
-
-def _sync_one(path: Path) -> None:
-    if os.name == "nt":
-        return  # Windows syncs nothing that is open for reading, and opens no folder
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _free_megabytes(folder: str) -> float:
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(os.path.abspath(folder))
-    return shutil.disk_usage(folder).free / 2**20
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    replace_text(file, json.dumps(content, indent=4, sort_keys=True))

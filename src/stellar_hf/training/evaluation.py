@@ -231,7 +231,9 @@ class FigureCallback(TrainerCallback):
         features = self.evaluation.encode(model, self.dataset, rows=self._rows, encode=_reconstructed)
         places = {row: place for place, row in enumerate(features.index.tolist())}
         shown = [places[row] for row in self._rows if row in places][:_NUM_DRAWN]
-        return plot_reconstructions(*(tensor[shown] for tensor in features.tensors.values()))
+        return plot_reconstructions(
+            features.images[shown], features.reconstruction[shown], features.localization[shown], num_images=_NUM_DRAWN
+        )
 
 
 def sample_rows(dataset: Any, count: int, label_column: str = "label", seed: int = 0) -> list[int]:

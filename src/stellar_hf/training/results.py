@@ -10,6 +10,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerState
 from transformers.utils import logging
 
+from .checkpoint_files import Checkpoint
+
 RESULTS_NAME = "all_results.json"
 
 logger = logging.get_logger(__name__)
@@ -27,7 +29,7 @@ class ResultsTrainer(Trainer):
         self._results = _Results(Path(str(self.args.output_dir), RESULTS_NAME))
         self.add_callback(self._results)
 
-    def load_finished(self, checkpoint: str) -> None:
+    def load_finished(self, checkpoint: Checkpoint) -> None:
         """As in [`CheckpointTrainer`]."""
         super().load_finished(checkpoint)  # type: ignore[misc]
         self._results.are_own = True

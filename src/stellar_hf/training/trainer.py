@@ -5,6 +5,7 @@
 import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +28,7 @@ from .callbacks import (
     StellarProgressCallback,
     TeacherCallback,
 )
+from .checkpoint_files import Checkpoint
 from .checkpoints import CheckpointTrainer
 from .data import check_column, check_not_empty, has_column, undivided
 from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, default_processor
@@ -171,7 +173,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
     def _views(self) -> StellarViews:
         return self.args.views(self._base_model.config)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | Path | bool | Checkpoint | None = None, *args, **kwargs):
         """As in [`CheckpointTrainer`]; the figures of the last evaluation are saved in `all_results.json`."""
         if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             forget_preparation(self.model)
