@@ -50,7 +50,7 @@ class StellarTrainingArguments(TrainingArguments):
             unknown place of the views, or processes that may take unequal numbers of steps.
     """
 
-    learning_rate: float | None = field(
+    learning_rate: float | None = field(  # type: ignore[assignment]  # a number after __post_init__
         default=None,
         metadata={
             "help": "Peak learning rate of AdamW; by default 1.5e-4 * sqrt(images of a step / 2048), which is the "
