@@ -223,7 +223,7 @@ def ended_in_the_last_evaluation(folder):
         output_dir=str(Path(folder, "ended")),
     )
     trainer.train()
-    return {"exit_status": trainer.exit_status, "checkpoint": trainer.last_checkpoint()}
+    return {"exit_status": trainer.exit_status, "checkpoint": trainer.last_checkpoint().folder.name}
 
 
 def draws_of_workers(folder):

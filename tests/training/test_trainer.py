@@ -517,7 +517,8 @@ def test_a_signal_in_an_evaluation_ends_the_training_with_a_checkpoint(make_trai
     trainer.train()
     assert trainer.interrupted and trainer.exit_status == 128 + signal.SIGTERM
     assert trainer.state.global_step == eval_steps
-    checkpoint = str(tmp_path / "run" / f"checkpoint-{eval_steps}")
+    checkpoint = trainer.last_checkpoint()
+    assert checkpoint.folder == tmp_path / "run" / f"checkpoint-{eval_steps}"
     assert trainer.is_finished(checkpoint) == (eval_steps == 3)
 
 

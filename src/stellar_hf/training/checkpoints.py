@@ -94,6 +94,12 @@ class CheckpointTrainer(Trainer):
         self.add_callback(self._interrupt)
         self.add_callback(ProcessSeedCallback())
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As in `Trainer`; the order of the data is one for all processes, whatever each of them has drawn before."""
+        if self.args.data_seed is None:
+            self.args.data_seed = self.args.seed
+        super().create_accelerator_and_postprocess()
+
     @property
     def interrupted(self) -> bool:
         """Whether the last training was ended by Ctrl-C or SIGTERM, after saving a checkpoint."""
