@@ -105,6 +105,9 @@ def test_linear_probe_accepts_constant_features():
         ({"test_labels": torch.zeros(99, dtype=torch.long)}, r"\(100, 16\) and test_labels \(99,\)"),
         ({"train_features": torch.full((200, 16), torch.nan)}, "NaN"),
         ({"train_labels": torch.full((200,), -1)}, "integers >= 0"),
+        ({"train_labels": torch.ones(200, dtype=torch.bool)}, "integers >= 0, but are torch.bool"),
+        ({"train_features": torch.ones(200, 16).numpy()}, "train_features is a ndarray, but a tensor is expected"),
+        ({"test_labels": [0] * 100}, "test_labels is a list"),
     ],
 )
 def test_classifiers_reject_impossible_inputs(classifier, change, message):
@@ -117,6 +120,27 @@ def test_classifiers_reject_impossible_inputs(classifier, change, message):
     }
     with pytest.raises(ValueError, match=message):
         classifier(**(arguments | change))
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"temperature": 0},
+        {"temperature": "low"},
+        {"k": 0},
+        {"k": 2.5},
+        {"k": math.nan},
+        {"k": True},
+        {"chunk_size": 0},
+        {"chunk_size": None},
+    ],
+)
+def test_knn_rejects_impossible_numbers(impossible):
+    ((name, value),) = impossible.items()
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, but must be"):
+        knn_accuracy(*blobs(20, seed=0), *blobs(5, seed=1), **impossible)
 
 
 def test_knn_rejects_more_neighbours_than_rows():

@@ -110,3 +110,7 @@ def test_shapes_and_grids_are_checked():
         concept_labels(localization, mask.index_fill(2, torch.tensor([0]), 2), num_regions=2, grid_size=(2, 3))
     with pytest.raises(ValueError, match="threshold is 80"):
         concept_labels(localization, mask, num_regions=2, threshold=80, grid_size=(2, 3))
+    with pytest.raises(ValueError, match="threshold is nan"):
+        concept_labels(localization, mask, num_regions=2, threshold=float("nan"), grid_size=(2, 3))
+    with pytest.raises(ValueError, match="localization is a list"):
+        localization_iou([0.5], mask == 1, (2, 3))

@@ -30,6 +30,19 @@ def test_psnr_rejects_other_shapes():
         psnr(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize(
+    ("reconstruction", "target", "said"),
+    [
+        (torch.zeros(0, 3, 4, 4), torch.zeros(0, 3, 4, 4), "at least one image"),
+        ([0.0], torch.zeros(1, 3, 4, 4), "reconstruction is a list"),
+        (torch.zeros(1, 3, 4, 4), torch.full((1, 3, 4, 4), torch.nan), r"in \[0, 1\]"),
+    ],
+)
+def test_psnr_rejects_what_has_no_measure(reconstruction, target, said):
+    with pytest.raises(ValueError, match=said):
+        psnr(reconstruction, target)
+
+
 @pytest.mark.parametrize("target", [torch.full((1, 3, 4, 4), -0.5), torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)])
 def test_psnr_rejects_targets_that_are_no_rgb_in_the_unit_range(target):
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):

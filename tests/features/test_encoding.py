@@ -170,7 +170,7 @@ def test_impossible_inputs_are_refused_in_a_sentence(model, images, photos):
         encode_images(model, images.to_iterable_dataset(), CROPS)
     with pytest.raises(ValueError, match="no column 'image', only .'photo'"):
         encode_images(model, [{"photo": 1}], CROPS, show_progress=False)
-    with pytest.raises(ValueError, match="Image 1 of the data set is a Tensor"):
+    with pytest.raises(ValueError, match="Image 1 of the data set .* a Tensor"):
         encode_images(model, [images[0]["image"], torch.zeros(3)], CROPS, unreadable=UnreadableImages(0))
 
 

@@ -48,9 +48,21 @@ def test_a_token_finds_itself_or_the_best_of_other_images(index, tokens):
 
 
 def test_impossible_queries_are_refused(index, tokens):
-    for k, excluded in ((0, None), (25, None), (21, [0] * 4)):
+    for k, excluded in ((25, None), (21, [0] * 4)):
         with pytest.raises(ValueError, match=rf"k is {k}, .* holds 24 tokens"):
             nearest_tokens(index, tokens[0], num_sparse_tokens=4, k=k, exclude_images=excluded)
+    for impossible, said in (
+        ({"k": 0}, "k is 0"),
+        ({"k": 2.5}, "k is 2.5"),
+        ({"num_sparse_tokens": 0}, "num_sparse_tokens is 0"),
+        ({"queries": tokens[0, :, :9]}, r"\(4, 9\), but \(queries, 10 channels\)"),
+        ({"queries": [1.0]}, r"Queries have shape \(\)"),
+        ({"exclude_images": [0]}, "4 queries, but 1 exclude_images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            nearest_tokens(index, **{"queries": tokens[0], "num_sparse_tokens": 4, "k": 1, **impossible})
+    with pytest.raises(ValueError, match=r"\(6, 4, 9\), but \(images, tokens, 10 channels\)"):
+        build_token_index([tokens, tokens[..., :9]])
     with pytest.raises(ValueError, match=r"shape \(4, 10\)"):
         build_token_index([tokens[0]])
     with pytest.raises(ValueError, match="no tokens"):

@@ -4,11 +4,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..features.checks import check_integer, check_tensors
 
 # Prior variance of a class logit. With standardized features and weights of prior variance C, a logit over d
 # features has variance C * d, so C = variance / d regularizes 3072 raw pixels and 64 learned features alike.
@@ -44,15 +48,18 @@ def knn_accuracy(
         The share of correctly classified test rows, in [0, 1].
 
     Raises:
-        ValueError: If shapes disagree, a set is empty or not finite, or `k` or `temperature` is impossible.
+        ValueError: If shapes or types disagree, a set is empty or not finite, or `k`, `temperature` or `chunk_size` is
+            impossible.
     """
     _check_features(train_features, train_labels, test_features, test_labels)
-    if not 1 <= k <= len(train_features):
+    check_integer("k", k)
+    check_integer("chunk_size", chunk_size)
+    if k > len(train_features):
         raise ValueError(
             f"k is {k} with {len(train_features)} training rows: choose k between 1 and the number of training rows."
         )
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}, but must be > 0; the usual value is 0.07.")
+    if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature!r}, but must be a finite number > 0; the usual value is 0.07.")
 
     train_features = F.normalize(train_features.float(), dim=-1)
     test_features = F.normalize(test_features.float(), dim=-1)
@@ -143,6 +150,13 @@ def concept_accuracy(
     Raises:
         ValueError: If tokens and concepts disagree in shape or a set is empty.
     """
+    check_integer("k", k)
+    check_tensors(
+        train_tokens=train_tokens,
+        train_concepts=train_concepts,
+        test_tokens=test_tokens,
+        test_concepts=test_concepts,
+    )
     for name, tokens, concepts in (
         ("train", train_tokens, train_concepts),
         ("test", test_tokens, test_concepts),
@@ -168,6 +182,9 @@ def concept_accuracy(
 
 
 def _check_features(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
+    check_tensors(
+        train_features=train_features, train_labels=train_labels, test_features=test_features, test_labels=test_labels
+    )
     for name, features, labels in (
         ("train", train_features, train_labels),
         ("test", test_features, test_labels),
@@ -181,7 +198,7 @@ def _check_features(train_features: Tensor, train_labels: Tensor, test_features:
             raise ValueError(f"{name}_features are empty (shape {tuple(features.shape)}): pass at least one row.")
         if not torch.isfinite(features).all():
             raise ValueError(f"{name}_features hold NaN or infinite values: check the model that produced them.")
-        if labels.is_floating_point() or labels.min() < 0:
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.min() < 0:
             raise ValueError(f"{name}_labels must be integers >= 0, but are {labels.dtype} from {labels.min()}.")
     if train_features.shape[1] != test_features.shape[1]:
         raise ValueError(

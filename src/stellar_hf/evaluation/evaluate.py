@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,8 +20,6 @@ from .reconstruction import tokens_and_psnr
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedModel
-
-    from ..configuration_stellar import StellarConfig
 
 # Key of a result, two-line column title, factor to the shown unit, decimals.
 TableColumn = tuple[str, tuple[str, str], float, int]
@@ -195,7 +193,7 @@ class _Columns:
 class _OnlyNormalized:
     """A processor of images that have the model's size: their masks would not fit if they were resized or cropped."""
 
-    def __init__(self, config: StellarConfig):
+    def __init__(self, config: Any):
         self.size = (config.image_size, config.image_size)
         self.mean = torch.tensor(config.image_mean).view(1, 3, 1, 1)
         self.std = torch.tensor(config.image_std).view(1, 3, 1, 1)

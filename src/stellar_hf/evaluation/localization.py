@@ -7,6 +7,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..features.checks import check_tensors
 from ..localization_stellar import concept_labels, pixel_labels
 
 
@@ -37,6 +38,7 @@ def localization_iou(localization: Tensor, foreground_mask: Tensor, grid_size: t
 
 
 def _check_localization(localization: Tensor, mask: Tensor) -> None:
+    check_tensors(localization=localization, foreground_mask=mask)
     if localization.ndim != 3 or mask.ndim != 3 or len(localization) != len(mask) or len(mask) == 0:
         raise ValueError(
             f"localization has shape {tuple(localization.shape)} and the mask {tuple(mask.shape)}, "

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..features.checks import check_tensors
+
 
 def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image, for a peak of 1.
@@ -20,14 +22,15 @@ def psnr(reconstruction: Tensor, target: Tensor) -> Tensor:
         (B,) float32 in dB; infinite where an image is reproduced exactly.
 
     Raises:
-        ValueError: If the shapes differ or are not four-dimensional, or the target is not in [0, 1].
+        ValueError: If the shapes differ, are not four-dimensional or empty, or the target is not in [0, 1].
     """
-    if reconstruction.shape != target.shape or target.ndim != 4:
+    check_tensors(reconstruction=reconstruction, target=target)
+    if reconstruction.shape != target.shape or target.ndim != 4 or target.numel() == 0:
         raise ValueError(
             f"reconstruction has shape {tuple(reconstruction.shape)} and target {tuple(target.shape)}, "
-            "but both must be (B, C, H, W)."
+            "but both must be (B, C, H, W) with at least one image."
         )
-    if not target.is_floating_point() or target.min() < 0 or target.max() > 1:
+    if not target.is_floating_point() or not (target.min() >= 0 and target.max() <= 1):  # NaN is not either
         raise ValueError(
             f"target is {target.dtype} between {target.min():.3g} and {target.max():.3g}, but must be floating point "
             "in [0, 1]: pass RGB before normalization."

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..data import UnreadableImages, images_to_tensor, undecoded
+from ..data import UnreadableImages, read_image, undecoded
+from .checks import check_integer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -119,7 +120,7 @@ def encode_images(
     Args:
         model: Any vision encoder of Transformers, on any device; the training flags of its modules are restored.
         dataset: `datasets.Dataset` (whose images are read here, not by it), or anything with a length and rows: rows
-            with an `image_column`, or images themselves, in a form that [`images_to_tensor`] takes, or their paths.
+            with an `image_column`, or images themselves, in a form that [`read_image`] takes, or their paths.
         processor: The model's image processor, as [`load_processor`] gives it.
         encode: The call of the model, if it is another than [`model_features`]: a function of the model and pixel
             values (B, 3, H, W), float32 on its device, that gives tensors by name with a row for each image.
@@ -196,6 +197,7 @@ def encode_batches(
     Raises:
         ValueError: If the data set has no length or lacks the column, or too many images cannot be read.
     """
+    check_integer("num_workers", num_workers, least=0)
     encode = encode or model_features
     unreadable = unreadable or UnreadableImages(max_share=1, consequence="It is left out.")
     # A generator of its own, so that a training which is measured in between draws what it would have drawn.
@@ -240,8 +242,7 @@ def model_features(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
 
 def batches_of(rows: Sequence[int], batch_size: int) -> list[Sequence[int]]:
     """Rows in batches; the last one may be smaller."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, but must be an integer of at least 1.")
+    check_integer("batch_size", batch_size)
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
@@ -309,9 +310,11 @@ class _ProcessedBatches(Dataset):
             paths[row] = path_of(image)
             columns[row] = [item.get(name) for name in self.columns] if isinstance(item, Mapping) else []
             try:
-                (images[row],) = images_to_tensor([image])
+                rgb = read_image(image, name=f"Image {row} of the data set")
             except ValueError as error:
-                unreadable[row] = str(error).replace("Image 0 of the batch", f"Image {row} of the data set")
+                unreadable[row] = str(error)
+            else:
+                images[row] = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
         groups = [
             {
                 "pixel_values": pixel_values,

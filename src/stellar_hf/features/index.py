@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checks import check_integer
 from .shards import load_features
 
 if TYPE_CHECKING:
@@ -53,9 +54,11 @@ def build_token_index(batches: Iterable[np.ndarray | Tensor]) -> faiss.Index:
     faiss = import_faiss()
     index = None
     for batch in batches:
-        if batch.ndim != 3:
-            raise ValueError(f"Tokens have shape {tuple(batch.shape)}, but (images, tokens, channels) is expected.")
-        vectors = _unit_vectors(batch.reshape(-1, batch.shape[-1]))
+        shape = tuple(getattr(batch, "shape", ()))
+        if len(shape) != 3 or (index is not None and shape[-1] != index.d):
+            channels = "channels" if index is None else f"{index.d} channels"
+            raise ValueError(f"Tokens have shape {shape}, but (images, tokens, {channels}) is expected.")
+        vectors = _unit_vectors(batch.reshape(-1, shape[-1]))
         index = faiss.IndexFlatIP(vectors.shape[-1]) if index is None else index
         index.add(vectors)
     if index is None:
@@ -108,8 +111,16 @@ def nearest_tokens(
         The matches of each query.
 
     Raises:
-        ValueError: If k is less than 1, or more than the index has tokens to offer.
+        ValueError: If k is less than 1, or more than the index has tokens to offer, or queries or excluded images have
+            another shape.
     """
+    check_integer("num_sparse_tokens", num_sparse_tokens)
+    check_integer("k", k)
+    shape = tuple(getattr(queries, "shape", ()))
+    if len(shape) != 2 or shape[1] != index.d:
+        raise ValueError(f"Queries have shape {shape}, but (queries, {index.d} channels) is expected.")
+    if exclude_images is not None and len(exclude_images) != shape[0]:
+        raise ValueError(f"There are {shape[0]} queries, but {len(exclude_images)} exclude_images: give each its own.")
     spare = 0 if exclude_images is None else num_sparse_tokens
     if not 1 <= k <= index.ntotal - spare:
         raise ValueError(

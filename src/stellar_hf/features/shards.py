@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import UnreadableImages
+from .checks import check_integer
 from .encoding import ImageFeatures, batches_of, encode_batches, image_of, image_rows, model_features, path_of
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def save_features(
     """
     if not hasattr(model.config, "num_sparse_tokens"):
         raise ValueError(f"The model is a {model.config.model_type} model, which has no sparse tokens.")
-    _check_at_least_1("shard_size", shard_size)
+    check_integer("shard_size", shard_size)
     num_tokens = model.config.num_sparse_tokens
     if top_k is not None and not (isinstance(top_k, int) and 1 <= top_k <= num_tokens):
         raise ValueError(f"top_k is {top_k}, but must be in [1, {num_tokens}], the model's sparse tokens.")
@@ -229,11 +230,6 @@ def _inspect(shards: Mapping[Path, range], num_images: int, columns: datasets.Fe
     if num_rows == 0:
         raise ValueError(f"None of the {num_images} images can be read.")
     return FeatureShards(files[0].parent, files, num_images, num_rows, columns)
-
-
-def _check_at_least_1(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1.")
 
 
 # Rows ----------------------------------------------------------------------------------------------------------------
