@@ -222,7 +222,7 @@ def test_settings_of_forward_stand_for_those_of_the_configuration(objective, foc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_kept": 0}, r"num_kept is 0, but must be in \[1, 16\]"),
+        ({"num_kept": 0}, r"num_kept is 0, but must be an integer in \[1, 16\]"),
         ({"num_kept": 17}, r"num_kept is 17"),
         ({"target_temperature": 0.0}, r"target_temperature is 0\.0"),
         ({"prediction_temperature": -1}, "prediction_temperature is -1"),
