@@ -101,7 +101,7 @@ def test_half_precision_is_near_full_precision(saved, model_class, dtype):
     with torch.no_grad():
         outputs, expected = tensors(loaded(PIXELS)), tensors(model(PIXELS))
     for output, full in zip(outputs, expected, strict=True):
-        torch.testing.assert_close(output.float(), full, rtol=0.05, atol=0.05 * full.abs().max().item())
+        torch.testing.assert_close(output.float(), full.float(), rtol=0.05, atol=0.05 * full.abs().max().item())
 
 
 @pytest.mark.parametrize("settings", [{}, {"dtype": "auto"}], ids=["default", "auto"])
