@@ -3,9 +3,10 @@
 """
 Trains a prior over tokens and localization, by which a pipeline draws images instead of only decoding them.
 
-    accelerate launch examples/train_prior.py                   # demo model, embedded photographs, minutes on a CPU
-    python examples/extract_features.py --image_dir photos --output_dir features
-    accelerate launch examples/train_prior.py --features_dir features --output_dir out --max_steps 20000 --bf16
+    stellar-hf train-prior                                      # demo model, embedded photographs, minutes on a CPU
+    stellar-hf extract --image_dir photos --output_dir features
+    stellar-hf train-prior --features_dir features --output_dir out --max_steps 20000 --bf16
+    accelerate launch -m stellar_hf.cli.train_prior --features_dir features --output_dir out    # several processes
 
 The features are those of --model_name_or_path, or of the model in --pipeline_name_or_path; classes are the labels that
 are in them. The pipeline with the prior is written to OUTPUT_DIR/pipeline, samples of every class to
@@ -14,13 +15,15 @@ measured. The same command goes on from the newest checkpoint; --overwrite_outpu
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import datasets
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import default_collate
 from tqdm.auto import tqdm
 from transformers import TrainingArguments, set_seed
@@ -52,7 +55,7 @@ class PriorArguments:
     """What is to be drawn, and by which prior."""
 
     features_dir: str | None = field(
-        default=None, metadata={"help": "What examples/extract_features.py wrote; embedded photographs by default."}
+        default=None, metadata={"help": "What stellar-hf extract wrote; crops of the embedded photographs by default."}
     )
     model_name_or_path: str = field(
         default=stellar_hf.DEMO_MODEL,
@@ -106,98 +109,136 @@ class PriorTrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = False  # without an accelerator, PyTorch warns of it
 
 
+class Features(NamedTuple):
+    """What the prior is trained on: `rows` with `sparse_tokens`, `localization` and, with classes, `class_labels`."""
+
+    rows: ExtractedTokens | list[dict]
+    grid_size: tuple[int, int]
+    num_classes: int
+    class_names: list[str] | None
+    crops: datasets.Dataset | None
+    """Embedded photographs whose features these are; None if they were read from a folder."""
+
+
 def main() -> None:
     with errors_in_a_sentence():
-        run(*CommandParser(PriorArguments, PriorTrainingArguments, description=__doc__).parse(sys.argv[1:]))
+        run(*parse_arguments(sys.argv[1:]))
+
+
+def parse_arguments(argv: Sequence[str]) -> tuple[PriorArguments, PriorTrainingArguments]:
+    return CommandParser(PriorArguments, PriorTrainingArguments, description=__doc__).parse(argv)
 
 
 def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
-    logging.disable_progress_bar()  # of loading and saving models; the training's stays
+    prepare(training_args)
+    pipe = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path, training_args.device)
+    features = read_features(pipe, args, not training_args.disable_tqdm)
+    sample = sample_factors(features)
+    prior = StellarTokenPrior(**prior_sizes(features, args))
+    prior.set_statistics(*sample)
+    trainer = StellarTokenPriorTrainer(prior, training_args, args.class_dropout, train_dataset=features.rows)
+    train_or_go_on(trainer, args)
+    if trainer.is_world_process_zero():
+        prior_pipe = StellarTokenPriorPipeline.from_pipe(pipe, prior=trainer.average.eval())
+        prior_pipe.save_pretrained(Path(training_args.output_dir, "pipeline"))
+        measure_and_draw(trainer, pipe, prior_pipe, features, args)
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def prepare(training_args: PriorTrainingArguments) -> None:
+    """Settings of the process: no progress bars of loading and saving models, all cores, the seed."""
+    logging.disable_progress_bar()
     use_all_cores(training_args)
     set_seed(training_args.seed)
-    pipe = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path, training_args.device)
-    pipe.set_progress_bar_config(disable=True)
-    show_progress = not training_args.disable_tqdm
-    if args.features_dir is None:
-        crops = load_crops("train", args.num_train_crops, pipe.model.config.image_size)
-        data, grid_size, class_names = encode_crops(pipe, crops, show_progress)
-        num_classes = len(class_names)
-    else:
-        data = ExtractedTokens(args.features_dir)
-        grid_size, class_names, num_classes = data.grid_size, data.class_names, data.num_classes
-    prior = build_prior(args, data, grid_size, num_classes, class_names)
-    trainer = StellarTokenPriorTrainer(prior, training_args, args.class_dropout, train_dataset=data)
-    is_main_process = trainer.is_world_process_zero()
-    if is_main_process:
-        print(f"Prior with {prior.num_parameters():,} parameters, {len(data):,} images, {num_classes} classes\n")
-    checkpoint = find_checkpoint(trainer, args.overwrite_output_dir, args.resume_from_newest_whole)
-    is_finished = announce(trainer, checkpoint)
-    train_or_load(trainer, checkpoint, is_finished)
-    trainer.save_state()
-    if not is_main_process:
-        return
-
-    prior_pipe = StellarTokenPriorPipeline.from_pipe(pipe, prior=trainer.average.eval())
-    folder = Path(training_args.output_dir, "pipeline")
-    prior_pipe.save_pretrained(folder)
-    prior_pipe.set_progress_bar_config(disable=True)
-    if args.features_dir is None:
-        results = evaluate(pipe, prior_pipe, crops, args, show_progress)
-        trainer.save_metrics("test", {f"test_{name}": value for name, value in flatten(results).items()})
-        print(f"\n{report(results)}\n")
-    save_samples(prior_pipe, args, Path(training_args.output_dir, "samples.png"))
-    print(how_to_draw(folder, prior))
 
 
-# Inputs --------------------------------------------------------------------------------------------------------------
+def read_features(pipe: StellarPipeline, args: PriorArguments, show_progress: bool) -> Features:
+    """Features from a folder, or else of crops of the embedded photographs, which the pipeline's model encodes."""
+    if args.features_dir is not None:
+        rows = ExtractedTokens(args.features_dir)
+        return Features(rows, rows.grid_size, rows.num_classes, rows.class_names, crops=None)
+    config = pipe.model.config
+    side = config.image_size // config.patch_size
+    crops = load_crops("train", args.num_train_crops, config.image_size)
+    return Features(
+        encode_crops(pipe, crops, show_progress), (side, side), len(PHOTOGRAPH_NAMES), list(PHOTOGRAPH_NAMES), crops
+    )
 
 
 def load_crops(split: str, num_crops: int, image_size: int, seed: int = 0) -> datasets.Dataset:
     return load_photo_mosaics(split, num_crops, image_size, num_regions=1, seed=seed)
 
 
-def encode_crops(pipe: StellarPipeline, crops: datasets.Dataset, show_progress: bool):
-    """Rows for the training, the grid of their localization, and the names of the classes."""
-    config = pipe.model.config
+def encode_crops(pipe: StellarPipeline, crops: datasets.Dataset, show_progress: bool) -> list[dict]:
     features = encode_images(
         pipe.model, crops, pipe.image_processor, description="tokens", show_progress=show_progress
     )
-    side = config.image_size // config.patch_size
     columns = zip(features.sparse_tokens, features.localization, torch.tensor(crops["label"][:]), strict=True)
     names = ("sparse_tokens", "localization", "class_labels")
-    return [dict(zip(names, row, strict=True)) for row in columns], (side, side), list(PHOTOGRAPH_NAMES)
+    return [dict(zip(names, row, strict=True)) for row in columns]
 
 
-def build_prior(
-    args: PriorArguments,
-    data: ExtractedTokens | list[dict],
-    grid_size: tuple[int, int],
-    num_classes: int,
-    class_names: list[str] | None,
-) -> StellarTokenPrior:
-    """With the statistics of some of the data."""
-    shown = torch.randperm(len(data))[:NUM_STATISTICS_IMAGES].tolist()
-    sample = default_collate([data[index] for index in shown])
+def sample_factors(features: Features) -> tuple[Tensor, Tensor]:
+    """S, (n, r, d), and L, (n, N, r), of up to `NUM_STATISTICS_IMAGES` random images."""
+    chosen = torch.randperm(len(features.rows))[:NUM_STATISTICS_IMAGES].tolist()
+    sample = default_collate([features.rows[index] for index in chosen])
+    return sample["sparse_tokens"], sample["localization"]
+
+
+def prior_sizes(features: Features, args: PriorArguments) -> dict[str, Any]:
+    """Arguments of `StellarTokenPrior`: the sizes and classes of the features, and the options."""
+    num_tokens, token_size = features.rows[0]["sparse_tokens"].shape
     patch_size = args.localization_patch_size
     if patch_size is None:
-        patch_size = next(size for size in (4, 2, 1) if all(side % size == 0 for side in grid_size))
-    prior = StellarTokenPrior(
-        num_sparse_tokens=sample["sparse_tokens"].shape[1],
-        token_size=sample["sparse_tokens"].shape[2],
-        grid_size=tuple(grid_size),
-        num_classes=num_classes,
-        class_names=class_names,
-        localization_patch_size=patch_size,
-        hidden_size=args.hidden_size,
-        num_layers=args.num_layers,
-        num_attention_heads=args.num_attention_heads,
-        localization_channels=args.localization_channels,
-    )
-    prior.set_statistics(sample["sparse_tokens"], sample["localization"])
-    return prior
+        patch_size = next(size for size in (4, 2, 1) if all(side % size == 0 for side in features.grid_size))
+    return {
+        "num_sparse_tokens": num_tokens,
+        "token_size": token_size,
+        "grid_size": features.grid_size,
+        "num_classes": features.num_classes,
+        "class_names": features.class_names,
+        "localization_patch_size": patch_size,
+        "hidden_size": args.hidden_size,
+        "num_layers": args.num_layers,
+        "num_attention_heads": args.num_attention_heads,
+        "localization_channels": args.localization_channels,
+    }
+
+
+def train_or_go_on(trainer: StellarTokenPriorTrainer, args: PriorArguments) -> None:
+    """Trains, from the newest checkpoint where there is one, or loads the result where the training is finished."""
+    if trainer.is_world_process_zero():
+        prior, rows = trainer.average, cast(Sized, trainer.train_dataset)
+        sizes = f"{prior.num_parameters():,} parameters, {len(rows):,} images, {prior.config.num_classes} classes"
+        print(f"Prior with {sizes}\n")
+    checkpoint = find_checkpoint(trainer, args.overwrite_output_dir, args.resume_from_newest_whole)
+    is_finished = announce(trainer, checkpoint)
+    train_or_load(trainer, checkpoint, is_finished)
+    trainer.save_state()
 
 
 # Results -------------------------------------------------------------------------------------------------------------
+
+
+def measure_and_draw(
+    trainer: StellarTokenPriorTrainer,
+    pipe: StellarPipeline,
+    prior_pipe: StellarTokenPriorPipeline,
+    features: Features,
+    args: PriorArguments,
+) -> None:
+    """Writes samples.png; with embedded photographs, all_results.json and the table, too; says how to draw more."""
+    folder = Path(str(trainer.args.output_dir))
+    for pipeline in (pipe, prior_pipe):
+        pipeline.set_progress_bar_config(disable=True)
+    if features.crops is not None:
+        results = evaluate(pipe, prior_pipe, features.crops, args, not trainer.args.disable_tqdm)
+        trainer.save_metrics("test", {f"test_{name}": value for name, value in flatten(results).items()})
+        print(f"\n{report(results)}\n")
+    save_samples(prior_pipe, args, folder / "samples.png")
+    print(how_to_draw(folder / "pipeline", prior_pipe.prior))
 
 
 def evaluate(

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -294,7 +294,8 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
         self.tile_sample_min_size = sample_size
         self.tile_overlap_factor = 0.25
 
-    @functools.wraps(ModelMixin.save_pretrained)
+    # Pipelines of Diffusers pass on what they find in the signature.
+    @cast(Any, functools.wraps(ModelMixin.save_pretrained))
     def save_pretrained(self, save_directory, *args, **kwargs):
         super().save_pretrained(save_directory, *args, **kwargs)
         apply_umask(save_directory)

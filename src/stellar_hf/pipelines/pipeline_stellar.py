@@ -261,8 +261,7 @@ def _to_pil_image(image: Any) -> Image.Image:
     if not isinstance(image, (np.ndarray, Tensor)):
         raise ValueError(f"An image is a {type(image).__name__}, but a PIL image, an array or a tensor is expected.")
     shape = tuple(image.shape)
-    array = image.detach().float().cpu().numpy() if isinstance(image, Tensor) and image.is_floating_point() else image
-    array = np.asarray(array)
+    array: np.ndarray = image if isinstance(image, np.ndarray) else _to_array(image)
     if isinstance(image, Tensor) and array.ndim == 3:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in shape:
@@ -271,13 +270,19 @@ def _to_pil_image(image: Any) -> Image.Image:
             "width), with 1, 3 or 4 channels."
         )
     if np.issubdtype(array.dtype, np.floating) and array.min() >= 0 and array.max() <= 1:
-        array = np.uint8(array * 255 + 0.5)
+        array = (array * 255 + 0.5).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ValueError(
             f"An image holds {array.dtype} from {array.min():.3g} to {array.max():.3g}, but uint8, or floating point "
             "in [0, 1], is expected: convert it, and leave the normalization to the pipeline."
         )
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def _to_array(image: Tensor) -> np.ndarray:
+    """In float32 where the tensor is floating point: NumPy has no bfloat16."""
+    image = image.detach().cpu()
+    return (image.float() if image.is_floating_point() else image).numpy()
 
 
 __all__ = ["StellarPipeline"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -122,7 +122,8 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
         nn.init.normal_(self.class_embedding.weight, std=0.5)
         _zero(self.token_head)
 
-    @functools.wraps(ModelMixin.save_pretrained)
+    # Pipelines of Diffusers pass on what they find in the signature.
+    @cast(Any, functools.wraps(ModelMixin.save_pretrained))
     def save_pretrained(self, save_directory, *args, **kwargs):
         super().save_pretrained(save_directory, *args, **kwargs)
         apply_umask(save_directory)
