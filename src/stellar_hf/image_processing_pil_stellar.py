@@ -171,7 +171,7 @@ class StellarImageProcessorMixin:
     def _preprocess(self, images: list, **kwargs):
         if not images:
             raise ValueError("There is no image in the batch, but at least one is needed.")
-        _check_settings(kwargs)
+        _check_settings(kwargs, num_channels=images[0].shape[0])
         return super()._preprocess(images, **kwargs)  # type: ignore[misc]
 
     def post_process_localization(
@@ -316,12 +316,14 @@ class StellarImageProcessorPil(StellarImageProcessorMixin, PilBackend):  # type:
     """
 
 
-def _check_settings(settings: dict[str, Any]) -> None:
+def _check_settings(settings: dict[str, Any], num_channels: int) -> None:
     """`ValueError` for settings that would give pixels that are no numbers, or none."""
 
     def are_numbers(values) -> bool:
         values = values if isinstance(values, (tuple, list)) else [values]
-        return len(values) in (1, 3) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+        return len(values) in (1, num_channels) and all(
+            isinstance(v, (int, float)) and math.isfinite(v) for v in values
+        )
 
     mean, std, factor, size = (
         settings.get(name) for name in ("image_mean", "image_std", "rescale_factor", "crop_size")
@@ -329,7 +331,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
     if settings.get("do_normalize") and not (are_numbers(mean) and are_numbers(std) and np.all(np.asarray(std) > 0)):
         raise ValueError(
             f"image_mean is {mean} and image_std {std}, but finite means and positive standard deviations are "
-            "expected, one for each of red, green and blue."
+            f"expected, one for each of {num_channels} channels."
         )
     if settings.get("do_rescale") and (not are_numbers(factor) or isinstance(factor, (tuple, list))):
         raise ValueError(f"rescale_factor is {factor!r}, but a finite number is expected.")
