@@ -25,7 +25,8 @@ from .inputs import load_pipeline, read_images
 from .parser import CommandParser
 from .process import errors_in_a_sentence
 
-NUM_SCENES = 4
+# Of the test split: clear ones among the first, with many of the photographs. The figure of README.md shows them, too.
+SCENES = (1, 3, 5, 7, 16, 18, 19, 23)
 
 
 @dataclass
@@ -66,7 +67,7 @@ def run(args: DemoArguments) -> None:
 
 def embedded_scenes() -> list[Image.Image]:
     """Test scenes in the model's size, of which the demo model's training has seen no part."""
-    return load_photo_mosaics("test", NUM_SCENES)["image"][:]
+    return load_photo_mosaics("test", max(SCENES) + 1).select(SCENES)["image"][:]
 
 
 if __name__ == "__main__":
