@@ -34,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     views = StellarViews()
-    read = StellarCollator(decode_size=392)
+    read = StellarCollator(decode_size=views.decode_size)
     rows = [{"image": {"bytes": data, "path": None}} for data in jpegs(args.num_images)]
     batches = [rows[first : first + args.batch_size] for first in range(0, len(rows), args.batch_size)]
     canvases = [read(batch) for batch in batches]
