@@ -10,8 +10,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,19 +205,33 @@ def apply_umask(folder: str | os.PathLike) -> None:
             file.chmod(0o666 & ~umask)
 
 
-def replace_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file aside and renames it: where that fails, as on a full disk, what was there stays as it was."""
+@contextmanager
+def written_aside(path: str | os.PathLike, prefix: str = "_saving-") -> Iterator[Path]:
+    """
+    Gives the name of a file to write in place of `path`. It is renamed when it is whole; where writing fails, as on a
+    full disk, it is removed, and what was there stays as it was.
+
+    Args:
+        path: The file to write or to replace.
+        prefix: Of the other name, in the same folder. The Trainer pushes nothing that starts with the default;
+            `datasets` reads nothing that starts with a dot.
+    """
     path = Path(path)
-    aside = path.with_name(f"_saving-{path.name}")  # the Trainer pushes nothing whose name starts so
+    aside = path.with_name(f"{prefix}{path.name}.unfinished")
     try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield aside
+        with aside.open("rb+") as file:
             os.fsync(file.fileno())
         aside.replace(path)
-    except OSError:
+    except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file by [`written_aside`]."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def _modification_times(folder: str | os.PathLike) -> dict[str, int]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..hub_stellar import written_aside
 from .checks import check_integer
 from .shards import load_features
 
@@ -85,9 +86,8 @@ def index_features(folder: str | os.PathLike, show_progress: bool = True) -> fai
     batches = tqdm(rows.iter(1000), desc="index", leave=False, disable=not show_progress)
     index = build_token_index(batch["tokens"] for batch in batches)
     path = Path(folder, "tokens.faiss")
-    aside = path.with_name(f".{path.name}.unfinished")
-    faiss.write_index(index, str(aside))
-    aside.replace(path)
+    with written_aside(path, prefix=".") as aside:
+        faiss.write_index(index, str(aside))
     return index
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import UnreadableImages
+from ..hub_stellar import written_aside
 from .checks import check_integer
 from .encoding import ImageFeatures, batches_of, encode_batches, image_of, image_rows, model_features, path_of
 
@@ -198,14 +199,10 @@ def write_shard(path: Path, table: dict[str, list], columns: datasets.Features, 
 
     rows = datasets.Dataset.from_dict(table, features=columns).data.table
     rows = rows.replace_schema_metadata({**rows.schema.metadata, _SETTINGS_KEY: json.dumps(settings)})
-    aside = path.with_name(f".{path.name}.unfinished")  # `datasets` does not look at hidden files
-    with aside.open("wb") as file:
-        with pq.ParquetWriter(file, rows.schema, compression="zstd", use_dictionary=False) as writer:
+    with written_aside(path, prefix=".") as aside:
+        with pq.ParquetWriter(aside, rows.schema, compression="zstd", use_dictionary=False) as writer:
             if rows.num_rows:  # `datasets` loads a file without groups of rows, but not one with an empty group
                 writer.write_table(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _own_shards(
