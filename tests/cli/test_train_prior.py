@@ -1,8 +1,15 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""The script that trains the prior as a user runs it: embedded crops, features of own images, resumed, refused."""
+"""
+The command that trains the prior, and the script that shows it, as a user runs them: embedded crops, features of own
+images, resumed, refused.
+"""
 
+import io
 import json
+import shutil
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import datasets
@@ -12,11 +19,26 @@ import torch
 from PIL import Image
 
 from stellar_hf import StellarTokenPriorPipeline
+from stellar_hf.cli.__main__ import main as stellar_hf_command
 from stellar_hf.data import PHOTOGRAPH_NAMES
 from stellar_hf.features import ExtractedTokens
 
 TINY = ("--hidden_size", 16, "--num_layers", 1, "--localization_channels", 8, "--num_inference_steps", 2)
 QUICK = ("--max_steps", 4, "--per_device_train_batch_size", 8, "--disable_tqdm=true", "--use_cpu")
+CROPS = ("--num_train_crops", 48, "--num_eval_crops", 12, "--save_steps", 2)
+
+
+@pytest.fixture(scope="module")
+def command_on_crops(tmp_path_factory):
+    """The folder in which the command has trained on embedded crops, and what it printed."""
+    folder = tmp_path_factory.mktemp("command")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["pytest"])
+        printed = io.StringIO()
+        with redirect_stdout(printed):
+            stellar_hf_command(["train-prior", *map(str, (*TINY, *QUICK, *CROPS)), "--output_dir=out"])
+    return folder / "out", printed.getvalue()
 
 
 @pytest.fixture
@@ -31,34 +53,36 @@ def own_images(tmp_path):
     return tmp_path / "photos"
 
 
-def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(run_example, capsys):
-    crops = ("--num_train_crops", 48, "--num_eval_crops", 12)
-    run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "out")
-    printed = capsys.readouterr().out
+def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(command_on_crops):
+    folder, printed = command_on_crops
     assert "held-out crops" in printed and "generated" in printed and "names the photograph" in printed
-    results = json.loads(Path("out/all_results.json").read_text())
+    results = json.loads((folder / "all_results.json").read_text())
     for row in ("held_out_crops", "their_reconstructions", "copied_training_crops", "generated"):
         for name in ("named", "frechet_distance", "nearest_features", "nearest_pixels"):
             assert np.isfinite(results[f"test_{row}_{name}"])
     # A copy is nearer to the training set than an unseen crop is.
     assert results["test_copied_training_crops_nearest_pixels"] < results["test_held_out_crops_nearest_pixels"]
-    with Image.open("out/samples.png") as image:
+    with Image.open(folder / "samples.png") as image:
         assert image.width > 1000
 
-    pipe = StellarTokenPriorPipeline.from_pretrained("out/pipeline")
+    pipe = StellarTokenPriorPipeline.from_pretrained(folder / "pipeline")
     assert tuple(pipe.prior.config.class_names) == PHOTOGRAPH_NAMES
     (image,) = pipe("flower", 2, height=48, width=64).images
     assert image.size == (64, 48)
 
-    # The same command only measures again, with the same result.
-    run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "out")
+
+def test_script_only_measures_again_what_the_command_has_trained(command_on_crops, run_example, capsys):
+    folder, _ = command_on_crops
+    shutil.copytree(folder, "out")
+    Path("out/all_results.json").unlink()
+    run_example("train_prior", *TINY, *QUICK, *CROPS, "--output_dir", "out")
     assert "The training is finished" in capsys.readouterr().out
-    again = json.loads(Path("out/all_results.json").read_text())
+    results, again = (json.loads(Path(path, "all_results.json").read_text()) for path in (folder, "out"))
     assert again["test_generated_nearest_pixels"] == results["test_generated_nearest_pixels"]
 
 
 @pytest.mark.parametrize("options", [(), ("--top_k", 2, "--dtype", "float16")])
-def test_features_of_own_images(run_example, own_images, capsys, options):
+def test_features_of_own_images(run_example, own_images, options):
     run_example("extract_features", "--image_dir", own_images, "--output_dir", "features", *options)
     data = ExtractedTokens("features")
     assert len(data) == 12 and data.grid_size == (16, 16)
@@ -70,6 +94,10 @@ def test_features_of_own_images(run_example, own_images, capsys, options):
     num_shares = (row["localization"] > 0).sum(-1).max()
     assert num_shares == 2 if options else num_shares > 2
 
+
+def test_prior_of_own_images(run_example, own_images, capsys):
+    options = ("--top_k", 2, "--dtype", "float16")
+    run_example("extract_features", "--image_dir", own_images, "--output_dir", "features", *options)
     run_example("train_prior", *TINY, *QUICK, "--features_dir", "features", "--output_dir", "out")
     assert "12 images, 2 classes" in capsys.readouterr().out
     pipe = StellarTokenPriorPipeline.from_pretrained("out/pipeline")
@@ -91,20 +119,17 @@ def test_images_without_classes(run_example, own_images, capsys):
         pipe([0])
 
 
-def test_training_goes_on_from_its_checkpoint(run_example, capsys):
-    crops = ("--num_train_crops", 24, "--num_eval_crops", 4, "--save_steps", 2)
-    run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "whole")
-    run_example("train_prior", *TINY, *QUICK, *crops, "--max_steps", 4, "--output_dir", "half")
-    # As if the second had been killed after its first checkpoint.
+def test_training_goes_on_from_its_checkpoint(command_on_crops, run_example, capsys):
+    whole, _ = command_on_crops
+    # As if it had been killed after its first checkpoint.
+    shutil.copytree(whole, "half")
     for name in ("checkpoint-4", "pipeline"):
-        for file in sorted(Path("half", name).rglob("*"), reverse=True):
-            file.unlink() if file.is_file() else file.rmdir()
-        Path("half", name).rmdir()
-    capsys.readouterr()
-    run_example("train_prior", *TINY, *QUICK, *crops, "--output_dir", "half")
+        shutil.rmtree(Path("half", name))
+    run_example("train_prior", *TINY, *QUICK, *CROPS, "--output_dir", "half")
     assert "Going on from" in capsys.readouterr().out
     priors = [
-        StellarTokenPriorPipeline.from_pretrained(f"{name}/pipeline").prior.state_dict() for name in ("whole", "half")
+        StellarTokenPriorPipeline.from_pretrained(Path(folder, "pipeline")).prior.state_dict()
+        for folder in (whole, "half")
     ]
     for name, weight in priors[0].items():
         assert torch.equal(weight, priors[1][name]), name

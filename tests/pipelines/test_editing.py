@@ -242,6 +242,20 @@ def scenes(pipe):
     return tokens, localization, masks, concept
 
 
+@pytest.fixture(scope="module")
+def original(pipe, scenes):
+    """The scenes, decoded as they are."""
+    tokens, localization, _, _ = scenes
+    return decode(pipe, tokens, localization)
+
+
+@pytest.fixture(scope="module")
+def erased(pipe, scenes):
+    """The scenes, decoded without the concept."""
+    tokens, localization, _, concept = scenes
+    return decode(pipe, *pipe.erase(tokens, localization, concept))
+
+
 def decode(pipe, tokens, localization):
     return pipe(sparse_tokens=tokens, localization=localization, output_type="pt").images
 
@@ -252,15 +266,13 @@ def shifted(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 0), (-2, 3)])
-def test_moving_a_map_moves_the_decoded_region(pipe, scenes, rows, columns):
+def test_moving_a_map_moves_the_decoded_region(pipe, scenes, original, erased, rows, columns):
     tokens, localization, masks, concept = scenes
     moved = decode(pipe, *pipe.move(tokens, localization, concept, rows, columns))
     pixels = (2 * rows, 2 * columns)
     expected = shifted(masks[:, None], *pixels)[:, 0] > 0
 
     # A pixel shows the region if it is nearer to the decoded scene at that shift than to the scene without the region.
-    original = decode(pipe, tokens, localization)
-    erased = decode(pipe, *pipe.erase(tokens, localization, concept))
     to_region = (moved - shifted(original, *pixels)).square().sum(1)
     inside = shifted(torch.ones_like(original[:, :1]), *pixels)[:, 0] > 0
     seen = (to_region < (moved - erased).square().sum(1)) & inside
@@ -276,10 +288,8 @@ def overlap(region: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (region & expected).sum((1, 2)) / (region | expected).sum((1, 2)).clamp_min(1)
 
 
-def test_erasing_leaves_the_place_closer_to_the_background(pipe, scenes):
-    tokens, localization, masks, concept = scenes
-    original = decode(pipe, tokens, localization)
-    erased = decode(pipe, *pipe.erase(tokens, localization, concept))
+def test_erasing_leaves_the_place_closer_to_the_background(scenes, original, erased):
+    masks = scenes[2]
 
     def colour(images, where):
         return (images * where[:, None]).sum((2, 3)) / where.sum((1, 2))[:, None]
