@@ -13,15 +13,16 @@ model is small, and was trained on 32x32 pixels of 19 photographs: other images 
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import torch
 from PIL import Image
 from transformers.utils import logging
 
-from .. import DEMO_MODEL
+from .. import DEMO_MODEL, StellarForImageReconstruction
 from ..data import load_photo_mosaics
+from ..data.images import read_image
+from ..features import load_processor
 from ..visualization import plot_reconstructions
-from .inputs import load_pipeline, read_images
 from .parser import CommandParser
 from .process import errors_in_a_sentence
 
@@ -47,20 +48,24 @@ def main() -> None:
 
 def run(args: DemoArguments) -> None:
     logging.disable_progress_bar()  # of loading the model
-    images = list(read_images(args.images).values()) if args.images else embedded_scenes()
-    pipe: Any = load_pipeline(DEMO_MODEL)
-    tokens, localization = pipe.encode(images)
-    side = pipe.model.config.image_size
-    decoded = pipe(sparse_tokens=tokens, localization=localization, height=side, width=side).images
+    images = [read_image(file) for file in args.images] or embedded_scenes()
+    # The model alone: the pipeline would import Diffusers, which takes longer than the drawing.
+    model = StellarForImageReconstruction.from_pretrained(DEMO_MODEL)
+    side = model.config.image_size
     squares = [image.resize((side, side), Image.Resampling.BICUBIC) for image in images]
+    inputs = load_processor(DEMO_MODEL)(squares, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**inputs, return_loss=False)
     path = Path(args.output_dir, "demo.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    plot_reconstructions(squares, decoded, localization).savefig(path, dpi=200)
+    figure = plot_reconstructions(squares, output.reconstruction.clamp(0, 1), output.localization)
+    figure.savefig(path, dpi=200)
+    _, num_tokens, token_size = output.sparse_tokens.shape
     print(
         f"{path}\n\n"
-        f"Each row: an image; its reconstruction from {tokens.shape[1]} tokens of {tokens.shape[2]} numbers (what) "
-        f"and a map of {localization.shape[1]} patches (where);\nwhich token takes which patch; and the map of each "
-        "token, bright where it is.\n\n"
+        f"Each row: an image; its reconstruction from {num_tokens} tokens of {token_size} numbers (what) "
+        f"and a map of {output.localization.shape[1]} patches (where);\nwhich token takes which patch; and the map "
+        "of each token, bright where it is.\n\n"
         "Next: stellar-hf reconstruct --images cat.jpg, stellar-hf edit, or stellar-hf pretrain --train_dir photos."
     )
 
