@@ -18,7 +18,6 @@ import datasets
 import numpy as np
 import torch
 from transformers import (
-    AutoImageProcessor,
     AutoModelForImageClassification,
     HfArgumentParser,
     Trainer,
@@ -30,6 +29,7 @@ from transformers import (
 import stellar_hf
 from stellar_hf.data import load_photo_mosaics
 from stellar_hf.evaluation import Accuracy
+from stellar_hf.features import load_processor
 
 
 @dataclass
@@ -141,13 +141,6 @@ def load_images(args: Arguments) -> datasets.DatasetDict:
                 f"classes in {args.label_column!r} are needed: set image_column and label_column."
             )
     return data
-
-
-def load_processor(name: str):
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except ImportError:  # Transformers 5.17 without torchvision
-        return stellar_hf.StellarImageProcessorPil.from_pretrained(name)
 
 
 def show_predictions(folder: str, processor, images: datasets.Dataset, args: Arguments, count: int = 8) -> None:
