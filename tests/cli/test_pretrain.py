@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The pre-training script as a user runs it: the main job, images of one's own, errors, Ctrl-C."""
 
+import functools
 import json
 import os
 import re
@@ -110,8 +111,9 @@ def own_images(photos, tmp_path_factory):
 def main_job(tmp_path_factory):
     """A finished short run of the main job, and its output folder."""
     folder = tmp_path_factory.mktemp("job") / "model"
-    command = [sys.executable, "-m", "accelerate.commands.launch", str(SCRIPT), "--max_steps=2", "--logging_steps=1"]
-    command += ["--num_train_scenes=64", "--num_eval_scenes=32", "--per_device_train_batch_size=16"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "stellar_hf.cli.pretrain"]
+    command += ["--max_steps=2", "--logging_steps=1", "--per_device_train_batch_size=16"]
+    command += ["--num_train_scenes=64", "--num_eval_scenes=32"]
     process = subprocess.run(
         [*command, f"--output_dir={folder}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=500
     )
@@ -180,11 +182,6 @@ def test_main_job_writes_a_pipeline_that_reconstructs_as_the_model_does(main_job
     with torch.no_grad():
         expected = model(**inputs, return_loss=False).reconstruction
     torch.testing.assert_close(pipe(image=image, output_type="latent").images, expected, rtol=0, atol=1e-5)
-
-
-def test_starting_a_training_of_pixels_does_not_import_diffusers():
-    code = f"import runpy, sys; runpy.run_path({str(SCRIPT)!r}); sys.exit('diffusers' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=200)
 
 
 # Images of one's own -------------------------------------------------------------------------------------------------
@@ -416,61 +413,64 @@ def test_model_config_that_does_not_fit_the_checkpoint(error_of, run_script, own
 # Going on ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_command_goes_on_after_a_kill_and_is_finished_after_that(run_script, own_images, tmp_path, capsys):
-    arguments = [*own_images, f"--output_dir={tmp_path}", "--max_steps=6", "--save_steps=2", "--logging_steps=1"]
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], env=ENVIRONMENT, stdout=subprocess.PIPE)
+@pytest.fixture(scope="module")
+def uninterrupted(pretrain, own_images, tmp_path_factory):
+    """Builds, once for a number of workers, the folder of a run of six steps, and the arguments that it was given."""
+
+    @functools.cache
+    def build(num_workers):
+        arguments = [*own_images, "--max_steps=6", "--save_steps=2", "--logging_steps=1", "--num_local_views=1"]
+        arguments += ["--local_size=16", f"--dataloader_num_workers={num_workers}"]
+        folder = tmp_path_factory.mktemp("uninterrupted")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [str(SCRIPT), *arguments, f"--output_dir={folder}"])
+            pretrain.main()
+        return folder, arguments
+
+    return build
+
+
+def assert_same_training(folder, expected):
+    """The same curve and the same weights, bit for bit."""
+    of_the_machine = {"images_per_second", "memory_gib"}
+    states = [json.loads((each / "trainer_state.json").read_text()) for each in (folder, expected)]
+    found, whole = (
+        [{name: log[name] for name in log.keys() - of_the_machine} for log in state["log_history"] if "loss" in log]
+        for state in states
+    )
+    assert [log["step"] for log in whole] == [1, 2, 3, 4, 5, 6] and found == whole
+    assert_same_weights(folder, expected)
+
+
+def assert_same_weights(folder, expected):
+    found, whole = (load_file(each / "model.safetensors") for each in (folder, expected))
+    assert found.keys() == whole.keys() and all(torch.equal(found[name], weight) for name, weight in whole.items())
+
+
+def test_the_same_command_goes_on_after_a_kill_bit_for_bit_and_is_finished_after_that(
+    run_script, uninterrupted, tmp_path, capsys
+):
+    whole, arguments = uninterrupted(num_workers=2)
+    arguments = [*arguments, f"--output_dir={tmp_path}"]
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     try:
         while not (tmp_path / "checkpoint-2").is_dir():
             assert process.poll() is None
             time.sleep(0.001)
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     shutil.rmtree(tmp_path / "checkpoint-6", ignore_errors=True)  # where the kill came late
 
     run_script(*arguments)
     assert re.search(rf"^Going on from {tmp_path}/checkpoint-[24] ", capsys.readouterr().out, re.M)
-    state = json.loads((tmp_path / "trainer_state.json").read_text())
-    assert [log["step"] for log in state["log_history"] if "loss" in log] == [1, 2, 3, 4, 5, 6]
-    trained = load_file(tmp_path / "model.safetensors")
+    assert_same_training(tmp_path, whole)
 
     (tmp_path / "model.safetensors").unlink()
     run_script(*arguments)
     output = capsys.readouterr().out
     assert f"The training is finished; measuring {tmp_path}/checkpoint-6" in output and "6 steps done" not in output
-    again = load_file(tmp_path / "model.safetensors")
-    assert again.keys() == trained.keys() and all(torch.equal(again[name], trained[name]) for name in trained)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_ends_as_an_uninterrupted_one_bit_for_bit(own_images, tmp_path, workers):
-    arguments = [*own_images, "--max_steps=6", "--save_steps=2", "--logging_steps=1", "--local_size=16"]
-    arguments += ["--num_local_views=1", f"--dataloader_num_workers={workers}"]
-
-    def start(name):
-        command = [sys.executable, str(SCRIPT), *arguments, f"--output_dir={tmp_path / name}"]
-        return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-
-    assert start("whole").wait(timeout=200) == 0
-    killed = start("killed")
-    while not (tmp_path / "killed" / "checkpoint-2").is_dir():
-        assert killed.poll() is None
-        time.sleep(0.001)
-    killed.kill()
-    killed.wait()
-    assert not (tmp_path / "killed" / "model.safetensors").exists()
-    assert start("killed").wait(timeout=200) == 0
-
-    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("whole", "killed")]
-    of_the_machine = {"images_per_second", "memory_gib"}
-    whole, resumed = (
-        [{name: log[name] for name in log.keys() - of_the_machine} for log in state["log_history"] if "loss" in log]
-        for state in states
-    )
-    assert len(whole) == 6 and whole == resumed
-    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
-    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+    assert_same_weights(tmp_path, whole)
 
 
 def test_overwriting_starts_anew(run_script, error_of, own_images, tmp_path, capsys):
@@ -490,16 +490,20 @@ def test_a_checkpoint_of_another_model_is_refused(error_of, run_script, own_imag
     assert "of another model: num_sparse_tokens is 3 there and 5 here." in message
 
 
-def test_a_checkpoint_that_was_asked_for(error_of, run_script, own_images, tmp_path):
-    run_script(*own_images, "--max_steps=2", "--save_steps=1", f"--output_dir={tmp_path / 'first'}")
-    asked = f"--resume_from_checkpoint={tmp_path / 'first' / 'checkpoint-1'}"
-    run_script(*own_images, asked, "--max_steps=2", f"--output_dir={tmp_path / 'second'}")
-    assert json.loads((tmp_path / "second" / "trainer_state.json").read_text())["global_step"] == 2
+def test_a_checkpoint_that_was_asked_for(error_of, run_script, uninterrupted, tmp_path):
+    whole, arguments = uninterrupted(num_workers=0)
+    first = shutil.copytree(whole / "checkpoint-4", tmp_path / "checkpoint-4")
+    asked = f"--resume_from_checkpoint={first}"
+    run_script(*arguments, asked, f"--output_dir={tmp_path / 'second'}")
+    assert_same_training(tmp_path / "second", whole)
 
-    (tmp_path / "first" / "checkpoint-1" / "model.safetensors").write_bytes(b"")
-    said = {asked: "model.safetensors is incomplete", "--resume_from_checkpoint=/no/such": "no checkpoint /no/such"}
+    (first / "model.safetensors").write_bytes(b"")
+    said = {
+        asked: "model.safetensors is not as it was written",
+        "--resume_from_checkpoint=/no/such": "no checkpoint /no/such",
+    }
     for argument, part in said.items():
-        assert part in error_of(*own_images, argument, "--max_steps=2", f"--output_dir={tmp_path / 'third'}")
+        assert part in error_of(*arguments, argument, f"--output_dir={tmp_path / 'third'}")
 
 
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
@@ -527,7 +531,10 @@ def test_ctrl_c_before_training(run_script, tmp_path, capsys):
 def test_ctrl_c_in_training_leaves_a_checkpoint_that_the_same_command_goes_on_from(
     run_script, own_images, tmp_path, capsys
 ):
-    command = [sys.executable, str(SCRIPT), *own_images, f"--output_dir={tmp_path}", "--logging_steps=1"]
+    # At its end the process says whether it has imported Diffusers, which a training of pixels can do without.
+    code = "import atexit, runpy, sys; atexit.register(lambda: print('diffusers:', 'diffusers' in sys.modules)); "
+    code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, *own_images, f"--output_dir={tmp_path}", "--logging_steps=1"]
     command += ["--max_steps=100000", "--dataloader_num_workers=1", "--save_strategy=no"]
     with (tmp_path / "stderr.txt").open("w") as errors:  # a pipe that nobody reads would fill up
         process = subprocess.Popen(
@@ -553,6 +560,7 @@ def test_ctrl_c_in_training_leaves_a_checkpoint_that_the_same_command_goes_on_fr
     (checkpoint,) = tmp_path.glob("checkpoint-*")
     step = int(checkpoint.name.removeprefix("checkpoint-"))
     assert step >= 3 and f"Repeat the command to go on from {checkpoint}" in output
+    assert "diffusers: False" in output
     assert AutoModelForPreTraining.from_pretrained(checkpoint).config.num_sparse_tokens == 3
 
     run_script(*own_images, f"--output_dir={tmp_path}", f"--max_steps={step + 1}")
