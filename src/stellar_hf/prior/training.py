@@ -106,9 +106,11 @@ class TokenPriorForTraining(nn.Module):
             )
         self.prior.enable_gradient_checkpointing()
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
         """The same by the name that `Trainer` calls before Transformers 5.23."""
-        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def update_average(self) -> None:
         """Moves the average towards the weights; to be called after each optimizer step."""
