@@ -188,6 +188,32 @@ def test_a_shard_that_is_no_archive_is_named(shards, streaming):
         load_images(shards, streaming=streaming)
 
 
+@pytest.fixture(params=["a flipped bit", "zeros"])
+def damaged_inside(request, shards):
+    """Shards, the second of which has a damaged header after its first image and label, and is whole but for it."""
+    file = shards / "1.tar"
+    with tarfile.open(file) as archive:
+        header = archive.getmembers()[2].offset
+    data = bytearray(file.read_bytes())
+    data[header : header + 512] = bytes(512) if request.param == "zeros" else bytes([data[header] ^ 1]) * 512
+    file.write_bytes(data)
+    return shards
+
+
+def test_a_damaged_header_inside_a_shard_is_refused_by_name(damaged_inside):
+    for _ in range(2):  # nothing of it is kept for a second time
+        with pytest.raises(ValueError, match=r"1\.tar cannot be read: what follows byte \d+ is no header.*Replace"):
+            load_images(damaged_inside)
+
+
+def test_a_stream_names_a_shard_that_is_damaged_inside_once_and_takes_the_others(damaged_inside, caplog):
+    stream = EndlessStream(load_images(damaged_inside, streaming=True), seed=0, buffer_size=2)
+    with caplog.at_level(logging.WARNING):
+        rows = [int(np.asarray(row["image"])[0, 0, 0]) for row in itertools.islice(stream, 27)]
+    assert np.bincount(rows, minlength=12).tolist() == [3] * 5 + [0] * 3 + [3] * 4
+    assert caplog.text.count("1.tar cannot be read") == 1 and "0.tar" not in caplog.text
+
+
 def test_a_parquet_file_that_is_damaged_inside_is_named(shards, tmp_path):
     (tmp_path / "parquet").mkdir()
     for index in range(3):

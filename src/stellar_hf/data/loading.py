@@ -42,7 +42,8 @@ def load_images(
             - a folder that `Dataset.save_to_disk` wrote;
             - anything else that `datasets.load_dataset` takes, such as owner/name on the Hub.
         split: Split of a data set that has several; a folder of images has none.
-        streaming: Whether to read shards and Hub data sets as they are needed instead of preparing them first.
+        streaming: Whether to read shards and Hub data sets as they are needed instead of preparing them first. Of a
+            tar shard only the end is checked then; [`EndlessStream`] checks the rest as it comes to it.
         image_column: What the column of images will be called, where there is only one of them.
 
     Returns:
@@ -97,6 +98,10 @@ def _load_shards(builder: str, files: list[str], split: str, streaming: bool):
 
     paths = sorted(itertools.chain.from_iterable(glob.glob(file) for file in files))  # none of those behind URLs
     _check_shards(paths)
+    if builder == "webdataset" and not streaming:
+        # Preparing them would end a shard at a damaged header, without a word. What is prepared is not read again.
+        prepared = datasets.load_dataset_builder(builder, data_files={split: files}).cache_dir
+        _check_shards([] if os.path.isdir(prepared) else paths, thoroughly=True)
     try:
         return datasets.load_dataset(builder, data_files={split: files}, split=split, streaming=streaming)
     except datasets.exceptions.DatasetGenerationError as error:
@@ -136,14 +141,15 @@ def _check_tar(file: str, thoroughly: bool) -> None:
         has_end = stream.read() == bytes(1024)
         if has_end and not thoroughly:
             return
-        archive.getmembers()
+        archive.getmembers()  # reads the headers alone
         if archive.offset > size:
             raise tarfile.ReadError("unexpected end of data")
-        # tarfile takes a damaged header for the end, without a word.
+        # tarfile takes a damaged header for the end, without a word, and zeros in place of one, too.
         stream.seek(archive.offset)
-        if any(stream.read(512)):
-            raise tarfile.ReadError(f"what follows byte {archive.offset} is no header")
-        if not has_end:
+        while data := stream.read(2**20):
+            if data.strip(b"\0"):
+                raise tarfile.ReadError(f"what follows byte {archive.offset} is no header")
+        if not has_end and not thoroughly:
             logger.warning(f"{file} lacks the zeros that end an archive: if it was cut short, images are missing.")
 
 
@@ -229,7 +235,8 @@ class EndlessStream(IterableDataset):
     The rows of a streaming data set, pass after pass without an end, in another order in each.
 
     A pass shuffles the shards, then rows in a buffer, by the seed and the number of the pass. Workers of a DataLoader
-    read different shards. What comes at a place depends on nothing else, so that the Trainer, which skips what it has
+    read different shards. A tar shard that is damaged inside is named in the log, and its images before the damage
+    are taken. What comes at a place depends on nothing else, so that the Trainer, which skips what it has
     seen, goes on with the right rows; `state_dict` spares it all passes but the current one.
 
     Args:
@@ -251,6 +258,7 @@ class EndlessStream(IterableDataset):
         self.buffer_size = buffer_size
         self._start = {"epoch": 0, "row": 0}
         self._state = dict(self._start)
+        self._checked: set[str] = set()
 
     @property
     def features(self) -> Any:
@@ -283,11 +291,22 @@ class EndlessStream(IterableDataset):
             generator = np.random.default_rng([self.seed, epoch])
             for row in self.stream.shuffle(generator=generator, buffer_size=self.buffer_size):
                 self._state["row"] += 1
+                self._check_shard(row.get("__url__"))
                 if self._state["row"] > first:
                     yield row
             if self._state["row"] == 0:
                 return  # an empty stream, or more workers than shards
             first = 0
+
+    def _check_shard(self, file: str | None) -> None:
+        """Names a local tar shard that is damaged, when its first row comes."""
+        if file is None or file in self._checked:
+            return
+        self._checked.add(file)
+        try:
+            _check_shards([file] if os.path.isfile(file) else [], thoroughly=True)
+        except ValueError as error:
+            logger.warning(f"{error} Until then the images behind the damage are missing.")
 
 
 def _with_image_column(dataset, image_column: str, source: str):
