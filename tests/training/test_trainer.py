@@ -522,6 +522,25 @@ def test_a_signal_in_an_evaluation_ends_the_training_with_a_checkpoint(make_trai
     assert trainer.is_finished(checkpoint) == (eval_steps == 3)
 
 
+def test_a_signal_saves_a_checkpoint_although_only_the_best_ones_are_kept(make_trainer, tmp_path):
+    def stop_at_the_second(**kwargs):
+        if trainer.state.global_step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer = make_trainer(
+        eval_dataset=IMAGES[:2],
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="best",
+        metric_for_best_model="loss",
+        learning_rate=0.0,  # so that the second evaluation is not better than the first
+    )
+    trainer.add_callback(Recorder(on_prediction_step=stop_at_the_second))
+    trainer.train()
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-2"}
+    assert trainer.last_checkpoint().state.best_global_step == 1
+
+
 def test_interrupt_finishes_the_step_and_saves_a_checkpoint(make_trainer, tmp_path, capfd, ctrl_c):
     handler = signal.getsignal(signal.SIGINT)
     recorder = Recorder(on_step_begin=lambda **_: signal.raise_signal(signal.SIGINT))

@@ -357,9 +357,14 @@ class CheckpointTrainer(Trainer):
         with self._explain_failed_write(str(file)):
             _write_json(file, asdict(self.state))
 
-    # The Trainer has no public hook for where and how it writes a checkpoint. These three names are in all supported
-    # versions: the folder that holds the checkpoint, its writing, and the push of a written one. `private_names.py`
-    # beside this file lists them with the others, and its test says when one of them changes.
+    # The Trainer has no public hook for when, where and how it writes a checkpoint. These four names are in all
+    # supported versions: whether a model is the best one, the folder that holds the checkpoint, its writing, and the
+    # push of a written one. `private_names.py` beside this file lists them with the others, and its test says when
+    # one of them changes.
+
+    def _determine_best_metric(self, metrics, trial):
+        # With save_strategy="best" this alone decides whether a checkpoint is saved, also on Ctrl-C and SIGTERM.
+        return super()._determine_best_metric(metrics, trial) or self.interrupted
 
     def _get_output_dir(self, trial):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)

@@ -37,7 +37,13 @@ _PIPELINE = "diffusers.pipelines.pipeline_utils.DiffusionPipeline"
 _METRIC = "evaluate.module.EvaluationModule"
 
 PRIVATE_NAMES = (
-    # training/: the Trainer has no public hook for where and how it writes a checkpoint.
+    # training/: the Trainer has no public hook for when, where and how it writes a checkpoint.
+    PrivateName(
+        _TRAINER,
+        "_determine_best_metric",
+        "Ctrl-C and SIGTERM save a checkpoint although the model is not the best one.",
+        ("self", "metrics", "trial"),
+    ),
     PrivateName(_TRAINER, "_get_output_dir", "Checkpoints are written aside and renamed.", ("self", "trial")),
     PrivateName(_TRAINER, "_save_checkpoint", "Its end publishes what was written.", ("self", "model", "trial")),
     PrivateName(
