@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Evaluation of sparse tokens: kNN and linear probe, concepts, reconstruction, localization, retrieval."""
+"""Evaluation: kNN and linear probe, concepts, reconstruction, localization, segmentation, retrieval."""
 
 import lazy_loader
 

@@ -17,3 +17,14 @@ from .retrieval import TokenMatches as TokenMatches
 from .retrieval import build_token_index as build_token_index
 from .retrieval import import_faiss as import_faiss
 from .retrieval import nearest_tokens as nearest_tokens
+from .segmentation import class_iou as class_iou
+from .segmentation import confusion_matrix as confusion_matrix
+from .segmentation import dense_features as dense_features
+from .segmentation import grid_labels as grid_labels
+from .segmentation import knn_segmentation as knn_segmentation
+from .segmentation import knn_segmentation_scores as knn_segmentation_scores
+from .segmentation import load_label_maps as load_label_maps
+from .segmentation import low_rank_features as low_rank_features
+from .segmentation import mean_iou as mean_iou
+from .segmentation import segmentation_probe_scores as segmentation_probe_scores
+from .segmentation import train_segmentation_probe as train_segmentation_probe
