@@ -10,5 +10,6 @@ from .loading import load_images as load_images
 from .loading import undecoded as undecoded
 from .photo_mosaics import PHOTOGRAPH_NAMES as PHOTOGRAPH_NAMES
 from .photo_mosaics import load_photo_mosaics as load_photo_mosaics
+from .tabletop_scenes import load_tabletop_scenes as load_tabletop_scenes
 from .unreadable import UnreadableImages as UnreadableImages
 from .views import StellarViews as StellarViews

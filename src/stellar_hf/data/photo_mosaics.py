@@ -71,23 +71,24 @@ def photograph(name: str) -> Image.Image:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
-            f"The photo mosaics are made of photographs that come with scikit-image and scikit-learn, but {package!r} "
-            'is not installed: pip install "stellar_hf[train]"'
+            f"The embedded scenes are made of photographs of scikit-image and scikit-learn, but {package!r} is not "
+            'installed: pip install "stellar_hf[train]"'
         )
     with Image.open(Path(spec.submodule_search_locations[0], file)) as image:
         return image.convert("RGB")
 
 
-def block_boxes(split: str, width: int, height: int) -> list[BlockBox]:
+def block_boxes(split: str, width: int, height: int, splits: tuple[str, ...] = _SPLITS) -> list[BlockBox]:
     """The blocks of a split in a photograph: one colour of a checkerboard with gaps between its squares.
 
     Args:
-        split: "train" or "test".
+        split: One of the splits.
         width: Width of the photograph in pixels.
         height: Height of the photograph in pixels.
+        splits: All splits, each of which is a colour of the board. Those of the photo mosaics by default.
 
     Returns:
-        Boxes, row by row. Blocks of the two splits share no pixel and lie at least 1/32 of the short side apart.
+        Boxes, row by row. Blocks of two splits share no pixel and lie at least 1/32 of the short side apart.
     """
     short_side = min(width, height)
     size, gap = round(short_side * _BLOCK_SHARE), round(short_side * _GAP_SHARE)
@@ -96,28 +97,34 @@ def block_boxes(split: str, width: int, height: int) -> list[BlockBox]:
         count = (length + gap) // (size + gap)
         return [i * (length - size) // (count - 1) for i in range(count)]
 
-    parity = _SPLITS.index(split)
+    color = splits.index(split)
     return [
         BlockBox(top, left, size)
         for row, top in enumerate(starts(height))
         for column, left in enumerate(starts(width))
-        if (row + column) % 2 == parity
+        if (row + column) % len(splits) == color
     ]
 
 
-@functools.cache
-def _load_blocks(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All blocks of a split, each cut out *before* it is resized: (blocks, 112, 3, 112) float32 in [0, 255] as
-    (block, row, channel, column); number of blocks of each photograph."""
+def photograph_blocks(split: str, splits: tuple[str, ...] = _SPLITS) -> tuple[np.ndarray, np.ndarray]:
+    """All blocks of a split, each cut out *before* it is resized: (blocks, 112, 112, 3) uint8, photograph by
+    photograph; number of blocks of each photograph, (19,) int64."""
     blocks, counts = [], []
     for name in PHOTOGRAPH_NAMES:
         image = photograph(name)
-        boxes = block_boxes(split, *image.size)
+        boxes = block_boxes(split, *image.size, splits)
         counts.append(len(boxes))
         for top, left, size in boxes:
             block = image.crop((left, top, left + size, top + size))
             blocks.append(np.asarray(block.resize((_BLOCK_SIZE, _BLOCK_SIZE), Image.Resampling.BICUBIC)))
-    return np.stack(blocks).transpose(0, 1, 3, 2).astype(np.float32, order="C"), np.array(counts)
+    return np.stack(blocks), np.array(counts)
+
+
+@functools.cache
+def _load_blocks(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks as (block, row, channel, column) float32 in [0, 255]; number of blocks of each photograph."""
+    blocks, counts = photograph_blocks(split)
+    return blocks.transpose(0, 1, 3, 2).astype(np.float32, order="C"), counts
 
 
 def load_photo_mosaics(
