@@ -4,6 +4,10 @@
 
 import json
 import math
+import multiprocessing
+import os
+import pickle
+import socket
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -138,3 +142,46 @@ def at_event():
                 setattr(self, event, lambda args, state, control, function=function, **kwargs: function(**kwargs))
 
     return AtEvent
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Callable[..., list[Any]]:
+    """Calls `function(accelerator, *args)` in two processes, forked from this one, and gives what each returns."""
+
+    def run(function: Callable[..., Any], *args: Any) -> list[Any]:
+        context = multiprocessing.get_context("fork")
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        pipes = [context.Pipe(duplex=False) for _ in range(2)]
+        processes = [
+            context.Process(target=_run_as_one_of_two, args=(rank, port, sender, function, args))
+            for rank, (_, sender) in enumerate(pipes)
+        ]
+        for process in processes:
+            process.start()
+        for _, sender in pipes:
+            sender.close()
+        try:
+            assert all(receiver.poll(60) for receiver, _ in pipes), "A process has not answered in a minute."
+            return [pickle.loads(receiver.recv_bytes()) for receiver, _ in pipes]
+        finally:
+            for process in processes:
+                process.terminate()
+                process.join()
+
+    return run
+
+
+def _run_as_one_of_two(rank: int, port: int, sender: Any, function: Callable[..., Any], args: tuple) -> None:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    torch.set_num_threads(1)  # a thread pool does not outlive a fork
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    os.environ |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    sender.send_bytes(pickle.dumps(function(accelerator, *args)))  # `send` would share tensors, whose owner ends
+    accelerator.wait_for_everyone()

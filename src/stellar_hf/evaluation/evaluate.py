@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..data import images_to_tensor, undecoded
 from ..features import encode_images
-from .classification import concept_accuracy, knn_accuracy, linear_probe_accuracy
+from .classification import concept_accuracy
+from .knn import knn_accuracy
+from .linear import linear_probe_accuracy
 from .localization import concept_labels, localization_iou
 from .reconstruction import tokens_and_psnr
 

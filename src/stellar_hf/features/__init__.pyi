@@ -5,6 +5,7 @@
 from .encoding import ImageFeatures as ImageFeatures
 from .encoding import encode_batches as encode_batches
 from .encoding import encode_images as encode_images
+from .encoding import encoder_of as encoder_of
 from .encoding import evaluation_mode as evaluation_mode
 from .encoding import load_processor as load_processor
 from .encoding import model_features as model_features

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 from collections import defaultdict
@@ -232,12 +233,19 @@ def model_features(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
         What it has of `pooler_output` (B, d), `sparse_tokens` (B, r, d), `localization` (B, N, r) and `grid_size`
         (B, 2) int64; `last_hidden_state` (B, tokens, d) if it has nothing of these.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # without the wrapper of PEFT
-    output = model.base_model(pixel_values.to(model.dtype))
+    encoder = encoder_of(model)
+    output = encoder(pixel_values.to(encoder.dtype))
     features = {name: output[name] for name in _FEATURES if output.get(name) is not None}
     if "grid_size" in features:
         features["grid_size"] = torch.as_tensor(features["grid_size"]).expand(len(pixel_values), 2)
     return features or {"last_hidden_state": output.last_hidden_state}
+
+
+def encoder_of(model: Any) -> Any:
+    """The part of a vision model that takes pixels, without heads and without the wrapper of PEFT."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base_model = model.base_model  # of DINOv3 these are layers that take no pixels
+    return base_model if "pixel_values" in inspect.signature(base_model.forward).parameters else model
 
 
 def batches_of(rows: Sequence[int], batch_size: int) -> list[Sequence[int]]:

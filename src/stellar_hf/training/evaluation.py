@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,7 +19,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging
 
 from ..data import UnreadableImages
-from ..evaluation import knn_accuracy, tokens_and_psnr
+from ..evaluation import class_names, knn_accuracy, match_classes, tokens_and_psnr
 from ..features import ImageFeatures, encode_images
 from ..image_processing_pil_stellar import StellarImageProcessorPil
 from ..modeling_stellar import StellarForPreTraining
@@ -80,7 +79,7 @@ class ImageEvaluation:
         self.num_neighbours = num_neighbours
         self.knn_at_start: dict[str, float] = {}
         self.unreadable = UnreadableImages(max_share=1, consequence="It is left out.")
-        self._unknown_classes: set[Class] = set()
+        self._unknown_classes: set[str] = set()
 
     def __call__(
         self, model: StellarForPreTraining, dataset: Dataset, labelled: Dataset | None = None, prefix: str = "eval"
@@ -133,23 +132,18 @@ class ImageEvaluation:
         self, model: Any, features: ImageFeatures, dataset: Dataset, labelled: Dataset | None
     ) -> dict[str, float]:
         labels = features.columns[self.label_column]
-        if labelled is None or not self.num_neighbours or all(_class_of(label) is None for label in labels):
+        if labelled is None or not self.num_neighbours or not _has_classes(labels):
             return {}
         count = len(labelled)  # type: ignore[arg-type]
         size = min(count, self.num_neighbours)
         bank = self.encode(model, labelled, rows=[row * count // size for row in range(size)])
-        names, bank_names = (_class_names(data, self.label_column) for data in (dataset, labelled))
-        if names is None or bank_names is None:
-            names = bank_names = None
-        bank_classes = [_class_of(label, bank_names) for label in bank.columns[self.label_column]]
-        classes = [_class_of(label, names) for label in labels]
-        if bank_names is not None:
-            self._name_unknown({name for name in classes if name is not None and name not in bank_names})
-            classes = [name if name in bank_names else None for name in classes]
-        return _knn_metrics(bank.pooler_output, bank_classes, features.pooler_output, classes)
+        names, bank_names = (class_names(data, self.label_column) for data in (dataset, labelled))
+        matched = match_classes(bank.columns[self.label_column], labels, bank_names, names)
+        self._name_unknown(set(matched.unknown))
+        return _knn_metrics(bank.pooler_output, matched.train_labels, features.pooler_output, matched.test_labels)
 
-    def _name_unknown(self, classes: set[Class]) -> None:
-        new = sorted(map(str, classes - self._unknown_classes))
+    def _name_unknown(self, classes: set[str]) -> None:
+        new = sorted(classes - self._unknown_classes)
         self._unknown_classes |= classes
         if new:
             logger.warning(
@@ -260,28 +254,8 @@ def sample_rows(dataset: Any, count: int, label_column: str = "label", seed: int
     return order[:count].tolist()
 
 
-# A class by its number, or by its name.
-Class = int | str
-
-
-def _class_names(dataset: Any, label_column: str) -> list[str] | None:
-    return getattr((getattr(dataset, "features", None) or {}).get(label_column), "names", None)
-
-
-def _class_of(label: Any, names: Sequence[str] | None = None) -> Class | None:
-    """The class that a label is, by its name if there are any; None for no label, which is None or -1."""
-    if label is None or isinstance(label, str):
-        return label
-    return None if int(label) < 0 else int(label) if names is None else names[int(label)]
-
-
-def _knn_metrics(
-    bank: Tensor, bank_classes: Sequence[Class | None], features: Tensor, classes: Sequence[Class | None]
-) -> dict[str, float]:
-    """The metrics of features (M, d) with classes, of which None are left out; nothing where no classes are left."""
-    numbers = {name: number for number, name in enumerate(dict.fromkeys([*bank_classes, *classes]))}
-    bank_labels = torch.tensor([-1 if name is None else numbers[name] for name in bank_classes])
-    labels = torch.tensor([-1 if name is None else numbers[name] for name in classes])
+def _knn_metrics(bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor) -> dict[str, float]:
+    """The metrics of features (M, d), of which those with the label -1 are left out; nothing where none are left."""
     in_bank, known = bank_labels >= 0, labels >= 0
     if not in_bank.any() or not known.any():
         return {}
@@ -290,6 +264,10 @@ def _knn_metrics(
         "knn_accuracy": knn_accuracy(*sets, k=min(_NUM_NEIGHBOURS, int(in_bank.sum()))),
         "knn_majority": labels[known].bincount().max().item() / int(known.sum()),
     }
+
+
+def _has_classes(labels: Sequence[Any]) -> bool:
+    return bool((match_classes([], labels).test_labels >= 0).any())
 
 
 def _pooled_and_psnr(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
