@@ -50,6 +50,15 @@ TINY_MODEL = {
 TINY_RUN = ["--num_global_views=1", "--num_local_views=0", "--per_device_train_batch_size=4", "--use_cpu"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes have that are started here: with more threads, sums are rounded in another order."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture(scope="module")
 def pretrain():
     """The script as a module, for what needs no process of its own."""

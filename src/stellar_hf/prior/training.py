@@ -120,7 +120,8 @@ class TokenPriorForTraining(nn.Module):
 class StellarTokenPriorTrainer(ResultsTrainer, CheckpointTrainer):
     """
     `Trainer` of a [`StellarTokenPrior`]: flow matching with a moving average of the weights, checkpoints that are
-    complete or not there, and that a run goes on from bit for bit on a CPU. `average` is the result.
+    complete or not there, and that a run goes on from bit for bit on a CPU with as many threads. `average` is the
+    result.
 
     Args:
         prior: With the statistics of the data (`set_statistics`).

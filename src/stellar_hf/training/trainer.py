@@ -65,7 +65,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
     """
     `Trainer` for [`StellarForPreTraining`]: makes the views, logs every term of the objective, moves the EMA teacher
     once per optimizer step, finishes the step and saves a checkpoint on Ctrl-C and SIGTERM, and writes checkpoints
-    that are complete or not there, and that a run goes on from bit for bit on a CPU.
+    that are complete or not there, and that a run goes on from bit for bit on a CPU with as many threads.
 
     Args:
         model: The model to pre-train, with or without adapters of PEFT.
