@@ -154,6 +154,17 @@ def test_unreadable_images_are_replaced_and_reported(tmp_path):
     assert first == f"{tmp_path / 'notes.jpg'} cannot be read: unknown format." and "Image 2 of the batch" in second
 
 
+def test_unreadable_images_are_left_out_where_that_is_asked_for():
+    good, broken = {"image": picture()}, {"image": {"bytes": b"", "path": "notes.txt"}}
+    collator = StellarCollator(leave_out_unreadable=True)
+    batch = collator([broken, good, broken])
+    assert torch.equal(batch["images"], images_to_tensor([good["image"]])[0][None])
+    assert (batch["num_readable"], len(batch["unreadable"])) == (1, 2)
+    nothing = collator([broken])
+    assert nothing["num_readable"] == 0 and not nothing["images"].any() and len(nothing["unreadable"]) == 1
+    assert "num_readable" not in collator([good])
+
+
 def test_batch_without_a_readable_image_is_refused():
     with pytest.raises(ValueError, match=r"None of the 2 images .* notes.txt cannot be read"):
         StellarCollator()([{"image": {"bytes": b"nothing", "path": "notes.txt"}}] * 2)

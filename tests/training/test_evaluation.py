@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from stellar_hf import StellarForPreTraining, StellarTrainer, StellarTrainingArguments
 from stellar_hf.evaluation import psnr
 from stellar_hf.training import default_processor
-from stellar_hf.training.evaluation import sample_rows
+from stellar_hf.training.evaluation import FigureCallback, sample_rows
 
 COLORS = np.array([[220, 40, 30], [30, 60, 210], [40, 200, 50]])
 
@@ -110,6 +110,33 @@ def test_an_unreadable_image_counts_in_no_measure_and_is_named_once(make_trainer
         assert metrics["eval_psnr"] == pytest.approx(expected["eval_psnr"], rel=1e-6)
         assert metrics["eval_knn_accuracy"] == 1.0
     assert caplog.text.count("broken.png cannot be read") == 1
+
+
+def test_the_objective_is_the_mean_over_the_images_that_can_be_read(make_trainer, tmp_path):
+    """One batch has a broken image among others, another one nothing else."""
+    *whole, last = [{"image": np.asarray(image)} for image in colored_images(6, 1)["image"]]
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    broken = {"image": {"path": str(tmp_path / "broken.png"), "bytes": None}}
+    trainer = make_trainer(per_device_eval_batch_size=3)
+    rows = [*whole[:3], whole[3], broken, whole[4], broken, broken, broken, last]
+    losses = {}
+
+    def keep(model, args, inputs, output):
+        if output.loss is not None:
+            losses.setdefault(len(inputs["pixel_values"]), []).append(output.loss.item())
+
+    trainer.model.register_forward_hook(keep, with_kwargs=True)
+    trainer.pop_callback(FigureCallback)  # takes most of the time
+    found = trainer.evaluate(rows)["eval_loss"]
+    assert [len(losses[size]) for size in (3, 2, 1)] == [1, 1, 2]
+    expected = (3 * losses[3][0] + 2 * losses[2][0] + losses[1][1]) / 6
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_evaluation_of_nothing_that_can_be_read_is_refused(make_trainer, tmp_path):
+    rows = [{"image": {"path": str(tmp_path / "gone.png"), "bytes": None}}] * 3
+    with pytest.raises(ValueError, match="None of the 3 images to measure on can be read"):
+        make_trainer(eval_dataset=rows).evaluate()
 
 
 def test_unreadable_images_of_an_evaluation_do_not_stop_the_training(make_trainer, tmp_path):

@@ -572,6 +572,16 @@ def test_second_interrupt_stops_at_once(make_trainer, tmp_path, ctrl_c):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+def test_workers_of_data_loaders_ignore_what_ends_the_training(make_trainer):
+    def ignored(rows):
+        handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        return {"ignored": torch.tensor([handler == signal.SIG_IGN for handler in handlers])}
+
+    trainer = make_trainer(data_collator=ignored, eval_dataset=IMAGES[:2], dataloader_num_workers=1)
+    for loader in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
+        assert next(iter(loader))["ignored"].all()
+
+
 def test_an_error_in_training_gives_back_ctrl_c(make_trainer):
     handler = signal.getsignal(signal.SIGINT)
     broken = [{"image": np.zeros((4, 4, 7), dtype=np.uint8)}]

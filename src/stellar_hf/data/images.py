@@ -31,8 +31,8 @@ class StellarCollator:
     """Turns rows with images into one uint8 batch; a `collate_fn` for the workers of a DataLoader.
 
     Workers only decode and resize, and a batch crosses the bus in bytes; [`StellarViews`] makes the views of it where
-    the model is. An image that cannot be read is replaced by another one of its batch and reported. Nothing random is
-    drawn unless `views` are made here.
+    the model is. An image that cannot be read is replaced by another one of its batch, or left out, and reported.
+    Nothing random is drawn unless `views` are made here.
 
     Attributes:
         image_column: Name of the column that holds the images, in a form that [`images_to_tensor`] takes.
@@ -40,6 +40,9 @@ class StellarCollator:
         views: If given, the views are made here, in the worker. Their random draws come from torch's global
             generator, which a DataLoader seeds differently in each of its workers.
         background: Red, green and blue behind transparent pixels, integers in [0, 255].
+        leave_out_unreadable: Whether images that cannot be read are left out, so that no measure counts another one
+            twice. The batch is then smaller; where nothing is left, it is one black image, for a model that is sharded
+            over processes, which must all call it.
 
     Raises:
         ValueError: If a setting is of another type or out of its range.
@@ -49,6 +52,7 @@ class StellarCollator:
     decode_size: int | None = None
     views: StellarViews | None = None
     background: Sequence[int] = WHITE
+    leave_out_unreadable: bool = False
 
     def __post_init__(self) -> None:
         _check_decode_size(self.decode_size)
@@ -65,10 +69,12 @@ class StellarCollator:
         Returns:
             `images`, (B, 3, H, W) uint8, each image in the upper left corner of zeros, and `image_sizes`, (B, 2)
             int64, the height and width of each; with `views` what they make of them instead. If images could not be
-            read, also `unreadable`: a sentence for each.
+            read, also `unreadable`: a sentence for each; where they are left out, also `num_readable`, a number that
+            may be 0.
 
         Raises:
-            ValueError: If there is no example, the image column is missing, or no image of the batch can be read.
+            ValueError: If there is no example, the image column is missing, or no image of the batch can be read and
+                they are not to be left out.
         """
         if not isinstance(examples, (list, tuple)) or not examples:
             raise ValueError(f"The batch is {_describe(examples)}, but a list of at least 1 example is expected.")
@@ -88,10 +94,15 @@ class StellarCollator:
             batch: dict[str, Any] = {"images": canvas, "image_sizes": image_sizes}
         else:
             batch = dict(self.views(canvas, image_sizes))
-        return {**batch, "unreadable": unreadable} if unreadable else batch
+        if unreadable:
+            batch["unreadable"] = unreadable
+            if self.leave_out_unreadable:
+                batch["num_readable"] = len(examples) - len(unreadable)
+        return batch
 
     def _read(self, images: list[Any]) -> tuple[list[Tensor], list[str]]:
-        """The images, readable ones in place of those that are not, and what is wrong with each of the latter."""
+        """The images, without those that cannot be read or with others in their place, and what is wrong with each of
+        the latter."""
         tensors: list[Tensor | None] = []
         unreadable = []
         for index, image in enumerate(images):
@@ -101,6 +112,8 @@ class StellarCollator:
                 tensors.append(None)
                 unreadable.append(str(error))
         readable = [tensor for tensor in tensors if tensor is not None]
+        if self.leave_out_unreadable:
+            return readable or [torch.zeros(3, 8, 8, dtype=torch.uint8)], unreadable
         if not readable:
             raise ValueError(f"None of the {len(images)} images of a batch can be read. {unreadable[0]}")
         return [

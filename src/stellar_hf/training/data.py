@@ -4,11 +4,13 @@
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from ..data import StellarCollator
 from .callbacks import GracefulInterruptCallback
 
 
@@ -54,8 +56,22 @@ def undivided(dataset: Any, num_processes: int) -> Any:
 
 def with_uninterrupted_workers(dataloader: DataLoader) -> DataLoader:
     """Ctrl-C and SIGTERM come to the workers as well, which would end without a word before the step is done."""
-    dataloader.worker_init_fn = partial(_init_worker, initialize=dataloader.worker_init_fn)
+    loader = _loader(dataloader)
+    loader.worker_init_fn = partial(_init_worker, initialize=loader.worker_init_fn)
     return dataloader
+
+
+def without_unreadable(dataloader: DataLoader) -> DataLoader:
+    """A [`StellarCollator`] of the loader leaves images out that cannot be read; another collator does as it does."""
+    loader = _loader(dataloader)
+    if isinstance(loader.collate_fn, StellarCollator):
+        loader.collate_fn = replace(loader.collate_fn, leave_out_unreadable=True)
+    return dataloader
+
+
+def _loader(dataloader: Any) -> DataLoader:
+    """The loader that does the work: Accelerate wraps it in one that has its attributes, but does not use them."""
+    return getattr(dataloader, "base_dataloader", dataloader)
 
 
 def _init_worker(worker_id: int, initialize: Callable[[int], None] | None) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
@@ -149,6 +150,35 @@ class ImageEvaluation:
             logger.warning(
                 f"The training images have no class {', '.join(new)}: the kNN accuracy leaves these images out."
             )
+
+
+class MeanOfReadable:
+    """The mean of a loss over images some of which are left out: the Trainer's counts all batches as whole ones."""
+
+    def __init__(self):
+        self._total, self._num_images, self._num_left_out = 0.0, 0, 0
+
+    def add(self, loss: float, num_images: int, num_left_out: int) -> None:
+        """A batch: its mean loss, the number of its images, and of those that were left out beside them."""
+        if num_images:
+            self._total += loss * num_images
+        self._num_images += num_images
+        self._num_left_out += num_left_out
+
+    def compute(self) -> float | None:
+        """
+        The mean over the images of all processes; None where none is left out, and the Trainer's is right.
+
+        Raises:
+            ValueError: If all images are left out.
+        """
+        totals = gather_object([(self._total, self._num_images, self._num_left_out)])
+        total, num_images, num_left_out = map(sum, zip(*totals, strict=True))
+        if not num_left_out:
+            return None
+        if not num_images:
+            raise ValueError(f"None of the {num_left_out} images to measure on can be read.")
+        return total / num_images
 
 
 class KnnAtStartCallback(TrainerCallback):

@@ -30,8 +30,8 @@ from .callbacks import (
 )
 from .checkpoint_files import Checkpoint
 from .checkpoints import CheckpointTrainer
-from .data import check_column, check_not_empty, has_column, undivided
-from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, default_processor
+from .data import check_column, check_not_empty, has_column, undivided, without_unreadable
+from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, MeanOfReadable, default_processor
 from .monitoring import (
     CollapseCallback,
     NonFiniteLossGuard,
@@ -75,11 +75,11 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         vq_model: The frozen tokenizer whose codes a model with `reconstruction_target="codes"` reconstructs. Such a
             model needs it, unless a data collator gives `code_labels`.
         train_dataset: Images, in the column `args.image_column`.
-        eval_dataset: Images for the objective's value (`eval_loss`), with the same random draws every time. If it is
-            map-style, whole images give the PSNR of their reconstruction (`eval_psnr`), a figure, and, where it and
-            the training data have classes in `args.label_column`, the kNN accuracy (`eval_knn_accuracy`), beside that
-            of naming the most frequent class (`eval_knn_majority`) and that of the model before its first step
-            (`eval_knn_at_start`).
+        eval_dataset: Images for the objective's value (`eval_loss`), with the same random draws every time; those that
+            cannot be read are named and left out. If it is map-style, whole images give the PSNR of their
+            reconstruction (`eval_psnr`), a figure, and, where it and the training data have classes in
+            `args.label_column`, the kNN accuracy (`eval_knn_accuracy`), beside that of naming the most frequent class
+            (`eval_knn_majority`) and that of the model before its first step (`eval_knn_at_start`).
         callbacks: Further callbacks.
         **kwargs: As in `Trainer`.
 
@@ -133,6 +133,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         if vq_model is not None:
             vq_model.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self._unreadable = UnreadableImages(args.max_unreadable_share)
+        self._mean_loss = MeanOfReadable()
         self.add_callback(PushCodeCallback())
         self._throughput = ThroughputCallback()
         self._loss_guard = NonFiniteLossGuard()
@@ -211,6 +212,14 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         """Not counted: the estimate of Transformers takes every pixel for a token."""
         return 0
 
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """As in `Trainer`; images that cannot be read are left out."""
+        return without_unreadable(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """As in `Trainer`; images that cannot be read are left out."""
+        return without_unreadable(super().get_test_dataloader(test_dataset))
+
     def evaluation_loop(
         self,
         dataloader: DataLoader,
@@ -223,21 +232,45 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         As in `Trainer`, with the same views and masks every time; training goes on as if nothing had been drawn, and
         modules that were frozen in evaluation mode stay so.
 
-        Of whole images, also the PSNR, and the kNN accuracy where they have classes.
+        Of whole images, also the PSNR, and the kNN accuracy where they have classes. Images that cannot be read are
+        named and count in none of the measures.
+
+        Raises:
+            ValueError: If no image can be read.
         """
+        self._mean_loss = MeanOfReadable()
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices), evaluation_mode(self._base_model):
             torch.manual_seed(self.args.seed + self.args.process_index)
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
+            results: Any = output.metrics
+            if (loss := self._mean_loss.compute()) is not None:
+                results[f"{metric_key_prefix}_loss"] = loss
             if has_column(dataloader.dataset, self.args.image_column):
                 metrics = self._evaluation(
                     self._base_model, dataloader.dataset, self._labelled_images(), metric_key_prefix
                 )
-                results: Any = output.metrics
                 results.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, Any, Any]:
+        """As in `Trainer`; names the images that are left out, and keeps the loss with the number of the others."""
+        inputs = dict(inputs)
+        reasons = inputs.pop("unreadable", [])
+        num_images = inputs.pop("num_readable", len(next(iter(inputs.values()))))
+        self._evaluation.unreadable.count(reasons, num_images + len(reasons))
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        if loss is not None:
+            self._mean_loss.add(loss.item(), num_images, len(reasons))
+        return loss, logits, labels
 
     def _labelled_images(self) -> Dataset | None:
         columns = (self.args.image_column, self.args.label_column)
