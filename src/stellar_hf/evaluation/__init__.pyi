@@ -2,10 +2,19 @@
 # Licensed under the Apache License, Version 2.0.
 """The public names of this package, each imported on first use."""
 
+from .baselines import BASELINES as BASELINES
+from .baselines import ColourGradientHistogram as ColourGradientHistogram
+from .baselines import KMeansSegments as KMeansSegments
+from .baselines import RawPixels as RawPixels
+from .baselines import TrainingFreeEncoder as TrainingFreeEncoder
+from .baselines import pooled_tokens as pooled_tokens
+from .baselines import uniform_localization as uniform_localization
 from .classification import MatchedClasses as MatchedClasses
 from .classification import class_names as class_names
 from .classification import concept_accuracy as concept_accuracy
 from .classification import match_classes as match_classes
+from .clustering import average_linkage as average_linkage
+from .clustering import kmeans as kmeans
 from .evaluate import evaluate_stellar as evaluate_stellar
 from .evaluate import format_results_table as format_results_table
 from .evaluate import raw_pixel_baseline as raw_pixel_baseline
@@ -16,6 +25,18 @@ from .linear import linear_probe_accuracy as linear_probe_accuracy
 from .localization import concept_labels as concept_labels
 from .localization import localization_iou as localization_iou
 from .metrics import Accuracy as Accuracy
+from .objects import adjusted_rand_index as adjusted_rand_index
+from .objects import corloc as corloc
+from .objects import foreground_ari as foreground_ari
+from .objects import mean_best_overlap as mean_best_overlap
+from .objects import merge_tokens as merge_tokens
+from .objects import merged_localization as merged_localization
+from .objects import object_features as object_features
+from .objects import object_overlaps as object_overlaps
+from .objects import object_recall as object_recall
+from .objects import object_scores as object_scores
+from .objects import pooled_features as pooled_features
+from .objects import segmentations as segmentations
 from .reconstruction import psnr as psnr
 from .reconstruction import tokens_and_psnr as tokens_and_psnr
 from .representations import image_representations as image_representations
