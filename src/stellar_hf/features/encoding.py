@@ -130,8 +130,9 @@ def encode_images(
         columns: Further columns to keep; of a row that lacks one, None.
         batch_size: Images of a forward pass, at most.
         num_workers: Processes that read images.
-        accelerator: Splits the images over its processes; each of them gets the features of all images. Without it
-            every process does all of the work.
+        accelerator: Splits the images over its processes, by whole batches, so that the features are those of one
+            process to the last bit; each process gets the features of all images. Without it every process does all
+            of the work.
         unreadable: Counts and names images that cannot be read; by default each is named, and any number may be.
         description: Title of the progress bar.
         show_progress: Whether to show a progress bar.
@@ -146,12 +147,14 @@ def encode_images(
     wanted = _all_rows(dataset) if rows is None else rows
     if len(wanted) == 0:
         raise ValueError("The data set has no rows: at least one image is needed.")
-    own = wanted if accelerator is None else _share(wanted, accelerator.num_processes, accelerator.process_index)
+    batches = batches_of(wanted, batch_size)
+    if accelerator is not None:
+        batches = _share(batches, accelerator.num_processes, accelerator.process_index)
     stream = encode_batches(
         model,
         dataset,
         processor,
-        batches_of(own, batch_size),
+        batches,
         encode=encode,
         image_column=image_column,
         columns=columns,
@@ -161,7 +164,8 @@ def encode_images(
     )
     shows = show_progress and (accelerator is None or accelerator.is_local_main_process)
     parts = []
-    with tqdm(total=len(own), desc=description, unit=" images", leave=False, disable=not shows) as progress:
+    num_own = sum(map(len, batches))
+    with tqdm(total=num_own, desc=description, unit=" images", leave=False, disable=not shows) as progress:
         for part in stream:
             parts.append(part)
             progress.update(len(part) + len(part.unreadable))
@@ -395,10 +399,10 @@ def path_of(image: Any) -> str | None:
     return (image.get("path") if isinstance(image, Mapping) else getattr(image, "filename", None)) or None
 
 
-def _share(rows: Sequence[int], num_processes: int, process_index: int) -> list[int]:
-    """As many rows for every process, as a model that is sharded over them wants it: some are double."""
-    size = -(-len(rows) // num_processes)
-    return [rows[i % len(rows)] for i in range(process_index * size, (process_index + 1) * size)]
+def _share(batches: Sequence[Sequence[int]], num_processes: int, process_index: int) -> list[Sequence[int]]:
+    """As many batches for every process, as a model that is sharded over them wants it: some are double."""
+    size = -(-len(batches) // num_processes)
+    return [batches[i % len(batches)] for i in range(process_index * size, (process_index + 1) * size)]
 
 
 def _unchanged(batch: Any) -> Any:

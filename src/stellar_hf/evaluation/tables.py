@@ -1,0 +1,222 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Results as Markdown tables: a table for each task, baselines beside models, and the protocol below the numbers."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .protocol import Result
+
+BELOW_BASELINE = "↓"
+_NOTE = f"{BELOW_BASELINE}: not above the best baseline that was never trained."
+
+# Orders rows: models first, what they are compared with below.
+_KINDS = ("model", "untrained", "baseline")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a table shows a number.
+
+    Attributes:
+        title: Head of the column, with the unit.
+        factor: From the number to the unit.
+        decimals: Digits after the point.
+        higher_is_better: Direction; None where neither is, as for a number of bits.
+    """
+
+    title: str
+    factor: float = 1.0
+    decimals: int = 3
+    higher_is_better: bool | None = True
+
+    def text(self, value: float, spread: float | None = None) -> str:
+        if math.isnan(value):
+            return "–"
+        number = f"{value * self.factor:.{self.decimals}f}"
+        return number if spread is None else f"{number} ± {spread * self.factor:.{self.decimals}f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: the numbers of one model and one thing that was measured of it.
+
+    Attributes:
+        model: Its name.
+        kind: As in [`Result`].
+        variant: What of the model was measured.
+        values: Means over the seeds, by metric.
+        spreads: Standard deviations over the seeds, by metric; empty where there is one seed.
+        below: Metrics in which a model is not above the best baseline that was never trained.
+    """
+
+    model: str
+    kind: str
+    variant: str
+    values: Mapping[str, float]
+    spreads: Mapping[str, float]
+    below: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Table:
+    """The results of one task on one data set.
+
+    Attributes:
+        task: Name of the task.
+        data: Name of the data.
+        columns: Metrics by their keys, in the order of the columns.
+        rows: Models first, then untrained networks, then baselines.
+        protocol: What all results have in common.
+        seeds: Seeds over which the rows are means.
+    """
+
+    task: str
+    data: str
+    columns: Mapping[str, Metric]
+    rows: Sequence[Row]
+    protocol: Mapping[str, Any]
+    seeds: tuple[int, ...]
+
+
+def build_tables(results: Iterable[Result], metrics: Mapping[str, Mapping[str, Metric]]) -> list[Table]:
+    """Puts results side by side that were measured alike; those that differ in their seeds alone become one row.
+
+    Args:
+        results: Of any models and tasks.
+        metrics: Columns by task; what a task measures besides them comes after them.
+
+    Returns:
+        A table for each task and data set, in the order of the results.
+    """
+    groups: dict[tuple, list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.task, _key(_shared_protocol(result))), []).append(result)
+    return [_build_table(group, metrics.get(group[0].task, {})) for group in groups.values()]
+
+
+def format_markdown(tables: Sequence[Table]) -> str:
+    """Tables as Markdown, each with its protocol.
+
+    Args:
+        tables: As from [`build_tables`].
+
+    Returns:
+        Text without a final line break.
+    """
+    return "\n\n".join(_format_table(table) for table in tables)
+
+
+def _build_table(results: Sequence[Result], metrics: Mapping[str, Metric]) -> Table:
+    grouped: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
+    for result in sorted(results, key=lambda result: _KINDS.index(result.kind)):
+        for variant, values in result.metrics.items():
+            grouped.setdefault((result.model, result.kind, variant), []).append(values)
+    known = dict.fromkeys(name for values in grouped.values() for one in values for name in one)
+    columns = {name: metrics[name] for name in metrics if name in known}
+    columns |= {name: Metric(name.replace("_", " ")) for name in known if name not in columns}
+    rows = [_mean_row(*key, values) for key, values in grouped.items()]
+    best = {name: _best_baseline(rows, name, column) for name, column in columns.items()}
+    first = results[0]
+    return Table(
+        task=first.task,
+        data=str(first.protocol.get("data", "")),
+        columns=columns,
+        rows=[_marked(row, columns, best) for row in rows],
+        protocol=_shared_protocol(first),
+        seeds=tuple(sorted({int(result.protocol.get("seed", 0)) for result in results})),
+    )
+
+
+def _mean_row(model: str, kind: str, variant: str, values: Sequence[Mapping[str, float]]) -> Row:
+    names = dict.fromkeys(name for one in values for name in one)
+    columns = {name: [one[name] for one in values if name in one] for name in names}
+    return Row(
+        model=model,
+        kind=kind,
+        variant=variant,
+        values={name: statistics.fmean(column) for name, column in columns.items()},
+        spreads={name: statistics.stdev(column) for name, column in columns.items() if len(column) > 1},
+    )
+
+
+def _best_baseline(rows: Sequence[Row], name: str, column: Metric) -> float | None:
+    values = [row.values[name] for row in rows if row.kind == "baseline" and name in row.values]
+    values = [value for value in values if not math.isnan(value)]
+    if not values or column.higher_is_better is None:
+        return None
+    return max(values) if column.higher_is_better else min(values)
+
+
+def _marked(row: Row, columns: Mapping[str, Metric], best: Mapping[str, float | None]) -> Row:
+    if row.kind != "model":
+        return row
+
+    def is_below(name: str, value: float) -> bool:
+        bar = best[name]
+        if bar is None:
+            return False
+        return value <= bar if columns[name].higher_is_better else value >= bar
+
+    below = frozenset(name for name, value in row.values.items() if is_below(name, value))
+    return Row(row.model, row.kind, row.variant, row.values, row.spreads, below)
+
+
+def _format_table(table: Table) -> str:
+    title = f"### {table.task}" + (f", {table.data}" if table.data else "")
+    head = ["", "", *(column.title for column in table.columns.values())]
+    lines = [title, "", _line(head), _line(["---", "---", *["---:"] * len(table.columns)])]
+    previous = None
+    for row in table.rows:
+        name = _styled_name(row) if row.model != previous else ""
+        lines.append(_line([name, row.variant, *(_cell(row, *column) for column in table.columns.items())]))
+        previous = row.model
+    if any(row.below for row in table.rows):
+        lines += ["", _NOTE]
+    return "\n".join([*lines, "", f"*{describe_protocol(table)}*"])
+
+
+def _styled_name(row: Row) -> str:
+    return f"**{row.model}**" if row.kind == "model" else row.model
+
+
+def _cell(row: Row, name: str, column: Metric) -> str:
+    if name not in row.values:
+        return "–"
+    text = column.text(row.values[name], row.spreads.get(name))
+    return f"{text} {BELOW_BASELINE}" if name in row.below else text
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def describe_protocol(table: Table) -> str:
+    """One sentence for the text below a table: data, images, preparation, settings, seeds."""
+    parts = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in table.protocol.items() if value is not None]
+    seeds = ", ".join(map(str, table.seeds))
+    spread = ": mean and standard deviation" if len(table.seeds) > 1 else ""
+    return "; ".join([*parts, f"{'seeds' if len(table.seeds) > 1 else 'seed'} {seeds}{spread}"]) + "."
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name.replace('_', ' ')} {_short(one)}" for name, one in value.items() if one is not None)
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(_short, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _shared_protocol(result: Result) -> dict[str, Any]:
+    """What results have in common that stand in one table: nothing of the model or its preparation, no seed."""
+    own = ("model", "images", "seed", "train_fingerprint", "test_fingerprint")
+    return {name: value for name, value in result.protocol.items() if name not in own}
+
+
+def _key(protocol: Mapping[str, Any]) -> str:
+    return repr(sorted(protocol.items()))
