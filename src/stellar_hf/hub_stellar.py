@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -340,6 +340,26 @@ def write_model_card(
         results=results,
     )
     replace_text(path, _sealed(str(card)))
+
+
+def edit_model_card(path: str | os.PathLike, edit: Callable[[ModelCard], None]) -> None:
+    """
+    Changes a model card, and leaves it what it was: one that a person wrote stays theirs, and one of ours is still
+    brought up to date.
+
+    Args:
+        path: The card; where there is none, one is begun.
+        edit: Changes its `data` and `text`.
+
+    Raises:
+        OSError: If it cannot be written; the card that was there is then as it was.
+    """
+    path = Path(path)
+    content = path.read_text(encoding="utf-8") if path.exists() else f"# {path.absolute().parent.name}\n"
+    is_ours = path.exists() and not _is_by_a_person(path) and _SEAL in content
+    card = ModelCard(content.rpartition(_SEAL)[0] if is_ours else content)
+    edit(card)
+    replace_text(path, _sealed(str(card)) if is_ours else str(card))
 
 
 def _sealed(content: str) -> str:

@@ -247,6 +247,51 @@ def plot_image_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], column_na
     return figure
 
 
+def plot_results(panels: Sequence[tuple[str, Sequence[tuple[str, str, float, float]]]]) -> Figure:
+    """Draws results as bars, a panel for each task, models in colour and what they are compared with in gray.
+
+    Args:
+        panels: Title and bars of each panel; a bar is a name, a kind ("model", "untrained" or "baseline"), a value and
+            a standard deviation, 0 for none.
+
+    Returns:
+        A figure of its own, as of [`plot_reconstructions`].
+
+    Raises:
+        ValueError: If there is no panel.
+        ImportError: If matplotlib is missing.
+    """
+    Figure = _figure_class()
+    if not panels:
+        raise ValueError("There is no panel to draw: pass the results of one task at least.")
+    colors = {"model": "#3b6fb6", "untrained": "#a9bfdd", "baseline": "#b9b9b9"}
+    num_columns = min(3, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    bar, head = 0.17, 0.55  # inches
+    most_bars = max(len(bars) for _, bars in panels)
+    height = num_rows * (most_bars * bar + head)
+    figure = Figure(figsize=(3.4 * num_columns, height), dpi=150, facecolor="white", layout="constrained")
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (title, bars) in zip(grid.flat, panels, strict=False):
+        names, kinds, values, spreads = zip(*bars, strict=True) if bars else ((), (), (), ())
+        places = range(len(bars))
+        axes.barh(
+            places, values, xerr=spreads, height=0.7, color=[colors[kind] for kind in kinds], error_kw={"lw": 0.7}
+        )
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(f"{value:.3g}", (value, place), (3, 0), textcoords="offset points", fontsize=5, va="center")
+        axes.set_yticks(places, names, fontsize=5.5)
+        axes.set_ylim(most_bars - 0.4, -0.6)  # equal bars in all panels, the first on top
+        axes.set_title(title, fontsize=7.5, color="#333333", loc="left")
+        axes.tick_params(axis="x", labelsize=5.5, length=2)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.12)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
 def _figure_class() -> type[Figure]:
     try:
         from matplotlib.figure import Figure

@@ -22,6 +22,7 @@ COMMANDS = {
     "edit": "move, scale, erase, swap and mix what tokens stand for",
     "train-prior": "train a prior, by which a pipeline draws images that never were",
     "export": "write a model to ONNX, and check the file",
+    "evaluate": "measure models by the protocols of the paper, beside baselines that were never trained",
     "demo": "draw a first figure with the packaged model, without any training",
 }
 

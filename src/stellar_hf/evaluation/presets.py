@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from ..data import load_images
+from ..data import PHOTOGRAPH_NAMES, load_images, load_tabletop_scenes
+from ..data.ray_tracing import SHAPE_NAMES
 from ..image_processing_pil_stellar import StellarImageProcessorPil
 from .protocol import data_fingerprint, hub_revision
 
@@ -71,13 +70,14 @@ class Splits:
         name: Of the data set, as tables call it.
         train: Neighbours, and training set of the probes: a `datasets.Dataset`; None if there is none.
         test: Images to measure on.
-        source: Where they come from, for the protocol.
+        source: Names of the folders or splits they come from, for the protocol.
         dataset_id: On the Hub; None if it is not there.
         image_column: Column of the images.
         label_column: Class of each image; None if there is none.
         mask_column: Object or class of each pixel; None if there is none.
         read_classes: Makes (H, W) uint8 classes of pixels of a row, 255 where there is none; None if there are none.
         num_classes: Number of classes of images or pixels; None if it is not known.
+        object_columns: Columns of what is known of each object, lists with -1 where there is none; None if nothing is.
     """
 
     name: str
@@ -90,6 +90,7 @@ class Splits:
     mask_column: str | None = None
     read_classes: Callable[[Mapping[str, Any]], np.ndarray] | None = None
     num_classes: int | None = None
+    object_columns: tuple[str, ...] | None = None
     _protocol: dict[str, Any] | None = field(default=None, repr=False)
 
     def protocol(self) -> dict[str, Any]:
@@ -101,6 +102,8 @@ class Splits:
                 if part is not None:
                     self._protocol[f"{name}_images"] = len(part)
                     self._protocol[f"{name}_fingerprint"] = data_fingerprint(part, self.image_column)
+            if self.dataset_id:
+                self._protocol["dataset_id"] = self.dataset_id
             if self.dataset_id and (revision := hub_revision(self.test)):
                 self._protocol["dataset_revision"] = revision
         return self._protocol
@@ -233,6 +236,59 @@ PRESETS: dict[str, Preset] = {
 # Data ----------------------------------------------------------------------------------------------------------------
 
 
+def load_embedded_data(
+    num_scenes: int = 1000, split: str = "test", seed: int = 0, tasks: Sequence[str] | None = None
+) -> EvaluationData:
+    """Makes the embedded tabletop scenes: classification of the material on scenes of one object, everything else on
+    scenes of two to four.
+
+    Args:
+        num_scenes: Scenes to measure on; twice as many of the split "train" are there to learn from.
+        split: "test" for figures that are reported, "validation" for decisions.
+        seed: Of the scenes.
+        tasks: Names of the tasks to make scenes for, all by default.
+
+    Returns:
+        The data of these tasks.
+
+    Raises:
+        ValueError: If an argument is impossible.
+        ImportError: If scikit-image or scikit-learn is missing.
+    """
+
+    def scenes(name: str, num_objects: int | None, **fields: Any) -> Splits:
+        return Splits(
+            name=name,
+            train=load_tabletop_scenes("train", 2 * num_scenes, seed=seed, num_objects=num_objects),
+            test=load_tabletop_scenes(split, num_scenes, seed=seed, num_objects=num_objects),
+            source={"train_split": "train", "test_split": split},
+            **fields,
+        )
+
+    wanted = _SINGLE_OBJECT_TASKS + _SCENE_TASKS if tasks is None else tasks
+    splits: dict[str, Splits] = {}
+    if single_tasks := [task for task in _SINGLE_OBJECT_TASKS if task in wanted]:
+        single = scenes("tabletop scenes of one object", 1, label_column="label", num_classes=len(PHOTOGRAPH_NAMES))
+        splits |= dict.fromkeys(single_tasks, single)
+    if scene_tasks := [task for task in _SCENE_TASKS if task in wanted]:
+        several = scenes(
+            "tabletop scenes",
+            None,
+            mask_column="mask",
+            read_classes=_shape_of_pixels,
+            num_classes=1 + len(SHAPE_NAMES),
+            object_columns=("shape", "material", "position", "area"),
+        )
+        splits |= dict.fromkeys(scene_tasks, several)
+    return EvaluationData("The tabletop scenes", splits)
+
+
+def _shape_of_pixels(row: Mapping[str, Any]) -> np.ndarray:
+    """(H, W) uint8: 0 for the ground, and one more than the class of the shape that is seen at a pixel."""
+    shapes = np.asarray([-1, *row["shape"]]) + 1
+    return shapes[np.asarray(row["mask"])].astype(np.uint8)
+
+
 def load_preset(
     name: str,
     dataset_name: str | None = None,
@@ -266,7 +322,7 @@ def load_preset(
         raise ValueError("Only one of train_dir and test_dir is given, but a preset needs both, or none of them.")
     if train_dir is not None and test_dir is not None:
         parts = [load_images(folder, image_column=preset.image_column) for folder in (train_dir, test_dir)]
-        source: dict[str, Any] = {"train": os.fspath(train_dir), "test": os.fspath(test_dir)}
+        source = {"train": _base_name(train_dir), "test": _base_name(test_dir)}
         dataset_id = None
     else:
         dataset_id = dataset_name or preset.dataset_id
@@ -279,7 +335,7 @@ def load_preset(
         splits = (preset.train_split, preset.test_split)
         of_preset = dataset_id == preset.dataset_id
         parts = [_load(dataset_id, preset if of_preset else None, split, preset.image_column) for split in splits]
-        source = {"dataset": dataset_id, "train_split": splits[0], "test_split": splits[1]}
+        source = {"train_split": splits[0], "test_split": splits[1]}
         dataset_id = None if os.path.exists(dataset_id) else dataset_id
     for part in parts:
         _require(part, preset.title, preset.image_column, preset.label_column, preset.mask_column)
@@ -334,14 +390,14 @@ def load_own_images(
     train_part = None
     if train is not None:
         train_part = _evenly(load_images(train, train_split, image_column=image_column), max_train_images)
-    source = {"test": os.fspath(test), "test_split": test_split}
+    source = {"test": _base_name(test), "test_split": test_split}
     if train is not None:
-        source |= {"train": os.fspath(train), "train_split": train_split}
+        source |= {"train": _base_name(train), "train_split": train_split}
     columns = set(test_part.column_names)
     has_labels, has_masks = label_column in columns, mask_column in columns
     is_on_hub = not os.path.exists(test) and os.fspath(test).count("/") == 1 and "*" not in os.fspath(test)
     splits = Splits(
-        name=os.path.basename(os.fspath(test).rstrip("/")) or os.fspath(test),
+        name=_base_name(test),
         train=train_part,
         test=test_part,
         source=source,
@@ -387,8 +443,8 @@ def _side(processor: Any) -> int:
         if values.get("shortest_edge"):
             return int(values["shortest_edge"])
     raise ValueError(
-        f"The image processor, a {type(processor).__name__}, has neither a crop_size nor a size, so it is not known how "
-        "many pixels the model takes: pass a processor that says so."
+        f"The image processor, a {type(processor).__name__}, has neither a crop_size nor a size, so it is not known "
+        "how many pixels the model takes: pass a processor that says so."
     )
 
 
@@ -407,6 +463,11 @@ def _require(dataset: Any, title: str, *columns: str | None) -> None:
             f"{title} needs the column {missing[0]!r}, but this copy has only {dataset.column_names}: rename it, or "
             "sort the images into a folder for each class."
         )
+
+
+def _base_name(source: str | os.PathLike) -> str:
+    """A folder or data set without what is around it: nobody else has that."""
+    return os.path.basename(os.path.abspath(source))
 
 
 def _evenly(dataset: Any, count: int | None) -> Any:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from filelock import FileLock
 from PIL import Image
-import torch
 from torch import nn
 
 from ..data import undecoded
@@ -42,6 +42,7 @@ class Result:
         protocol: How it was measured, so that an equal protocol gives equal numbers: the model and the hash of its
             weights, the data with their fingerprint, the preparation of images, the task's settings, the seed.
         metrics: Numbers by name, by what of the model they are of: `{"sparse_mean": {"accuracy": 0.7}}`.
+        source: Folder or name on the Hub of the model; None for what was not loaded.
         versions: Versions of the packages, and the machine.
         date: When it was measured, in ISO 8601.
         seconds: How long it took.
@@ -52,6 +53,7 @@ class Result:
     task: str
     protocol: Mapping[str, Any]
     metrics: Mapping[str, Mapping[str, float]]
+    source: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     date: str = ""
     seconds: float = 0.0

@@ -15,6 +15,9 @@ from .protocol import Result
 BELOW_BASELINE = "↓"
 _NOTE = f"{BELOW_BASELINE}: not above the best baseline that was never trained."
 
+# Variants of a model's result that use nothing of what it learned.
+CONTROLS = ("uniform L",)
+
 # Orders rows: models first, what they are compared with below.
 _KINDS = ("model", "untrained", "baseline")
 
@@ -114,9 +117,11 @@ def format_markdown(tables: Sequence[Table]) -> str:
 
 def _build_table(results: Sequence[Result], metrics: Mapping[str, Metric]) -> Table:
     grouped: dict[tuple[str, str, str], list[Mapping[str, float]]] = {}
-    for result in sorted(results, key=lambda result: _KINDS.index(result.kind)):
+    for result in results:
         for variant, values in result.metrics.items():
-            grouped.setdefault((result.model, result.kind, variant), []).append(values)
+            kind = "baseline" if variant in CONTROLS else result.kind
+            grouped.setdefault((result.model, kind, variant), []).append(values)
+    grouped = dict(sorted(grouped.items(), key=lambda item: _KINDS.index(item[0][1])))
     known = dict.fromkeys(name for values in grouped.values() for one in values for name in one)
     columns = {name: metrics[name] for name in metrics if name in known}
     columns |= {name: Metric(name.replace("_", " ")) for name in known if name not in columns}
@@ -167,6 +172,43 @@ def _marked(row: Row, columns: Mapping[str, Metric], best: Mapping[str, float | 
     return Row(row.model, row.kind, row.variant, row.values, row.spreads, below)
 
 
+def format_models(results: Iterable[Result]) -> str:
+    """A list of the models that were measured: the hash of their weights, and how their images were prepared."""
+    lines = {}
+    for result in results:
+        if result.kind == "model":
+            model, images = result.protocol["model"], result.protocol["images"]
+            lines[result.model] = (
+                f"- **{result.model}**: {model['class']}, weights {model['weights']}, {model['dtype']}; images: "
+                f"{describe({name: images[name] for name in ('resize', 'crop', 'resampling')})}"
+            )
+    return "\n".join(lines.values())
+
+
+def bar_panels(tables: Sequence[Table]) -> list[tuple[str, list[tuple[str, str, float, float]]]]:
+    """What a figure shows: of each table its first metric.
+
+    Returns:
+        For each table its title, and for each row a name, the kind as in [`Result`], the value in the unit of the
+        table, and its standard deviation, 0 where it is not known.
+    """
+    panels = []
+    for table in tables:
+        name, column = next(iter(table.columns.items()))
+        rows = [row for row in table.rows if name in row.values and not math.isnan(row.values[name])]
+        bars = [
+            (
+                f"{row.model}, {row.variant}" if row.variant else row.model,
+                row.kind,
+                row.values[name] * column.factor,
+                row.spreads.get(name, 0.0) * column.factor,
+            )
+            for row in rows
+        ]
+        panels.append((f"{table.task}: {column.title}", bars))
+    return panels
+
+
 def _format_table(table: Table) -> str:
     title = f"### {table.task}" + (f", {table.data}" if table.data else "")
     head = ["", "", *(column.title for column in table.columns.values())]
@@ -197,11 +239,17 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def describe_protocol(table: Table) -> str:
-    """One sentence for the text below a table: data, images, preparation, settings, seeds."""
-    parts = [f"{name.replace('_', ' ')} {_short(value)}" for name, value in table.protocol.items() if value is not None]
-    seeds = ", ".join(map(str, table.seeds))
+    """One sentence for the text below a table: data, images, settings, seeds."""
     spread = ": mean and standard deviation" if len(table.seeds) > 1 else ""
-    return "; ".join([*parts, f"{'seeds' if len(table.seeds) > 1 else 'seed'} {seeds}{spread}"]) + "."
+    seeds = f"{'seeds' if len(table.seeds) > 1 else 'seed'} {', '.join(map(str, table.seeds))}{spread}"
+    return f"{describe(table.protocol)}; {seeds}."
+
+
+def describe(protocol: Mapping[str, Any]) -> str:
+    """A protocol in words: names and values, one after the other."""
+    return "; ".join(
+        f"{name.replace('_', ' ')} {_short(value)}" for name, value in protocol.items() if value is not None
+    )
 
 
 def _short(value: Any) -> str:
@@ -214,7 +262,7 @@ def _short(value: Any) -> str:
 
 def _shared_protocol(result: Result) -> dict[str, Any]:
     """What results have in common that stand in one table: nothing of the model or its preparation, no seed."""
-    own = ("model", "images", "seed", "train_fingerprint", "test_fingerprint")
+    own = ("model", "images", "seed", "train_fingerprint", "test_fingerprint", "dataset_id", "dataset_revision")
     return {name: value for name, value in result.protocol.items() if name not in own}
 
 

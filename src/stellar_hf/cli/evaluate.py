@@ -1,0 +1,248 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""
+Measures models: kNN, linear probe, segmentation, reconstruction, objects, what and where, retrieval.
+
+    stellar-hf evaluate                                         # demo model, embedded tabletop scenes
+    stellar-hf evaluate --model_name_or_path stellar-base-16 facebook/dinov2-base --preset imagenet-1k
+    stellar-hf evaluate --model_name_or_path out --train_dir photos/train --test_dir photos/test --tasks knn linear
+    accelerate launch --num_processes 8 -m stellar_hf.cli.evaluate --preset imagenet-1k --tasks knn
+
+results.json holds every number with its protocol: crop and resampling, numbers of images, data and weights with their
+hashes, seed, versions. results.md shows the numbers as tables, results.png as bars, and .eval_results/ holds those of
+data sets on the Hub in its format. A task of a model that is there by an equal protocol is not measured again, so that
+a command that was killed goes on when it is repeated. docs/evaluation.md tells what each row of the paper needs.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from .. import DEMO_MODEL
+from ..evaluation import (
+    EvaluationData,
+    Result,
+    ResultFile,
+    RunSettings,
+    Subject,
+    bar_panels,
+    build_tables,
+    evaluate_models,
+    format_markdown,
+    format_models,
+    load_embedded_data,
+    load_own_images,
+    load_preset,
+    load_subject,
+)
+from ..evaluation.presets import PRESETS
+from ..evaluation.publishing import update_model_card, write_eval_results
+from ..evaluation.tasks import METRICS, TASKS
+from ..hub_stellar import replace_text
+from ..visualization import plot_results
+from .extract import patient_accelerator
+from .parser import CommandParser
+from .process import errors_in_a_sentence
+
+RESULTS_NAME = "results.json"
+
+
+@dataclass
+class EvaluationArguments:
+    """Which models, on which images, and what to measure."""
+
+    model_name_or_path: list[str] = field(
+        default_factory=lambda: [DEMO_MODEL],
+        metadata={"help": "Models, each a folder or owner/name on the Hub: STELLAR, or any vision encoder."},
+    )
+    tasks: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Of {', '.join(TASKS)}; by default all that the data have columns for."},
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={"help": f"A data set of the paper, with its splits and crops: {', '.join(PRESETS)}."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Data set on the Hub, or its local folder; with a preset, another copy of it."}
+    )
+    train_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of images, or folder or pattern of shards, to find neighbours in and to train probes on."
+        },
+    )
+    test_dir: str | None = field(default=None, metadata={"help": "The same, to measure on."})
+    train_split: str = field(default="train", metadata={"help": "Split of dataset_name to learn from."})
+    test_split: str = field(
+        default="test",
+        metadata={
+            "help": "Split of dataset_name, or of the embedded scenes ('validation' for decisions), to measure."
+        },
+    )
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    label_column: str = field(default="label", metadata={"help": "Column of their classes, if there is one."})
+    mask_column: str = field(
+        default="mask", metadata={"help": "Column of the classes, or objects, of their pixels, if there is one."}
+    )
+    max_train_images: int | None = field(default=None, metadata={"help": "Learn from at most so many images."})
+    max_test_images: int | None = field(default=None, metadata={"help": "Measure at most so many images."})
+    num_scenes: int = field(default=1000, metadata={"help": "Embedded scenes, where no images are given."})
+    seeds: list[int] = field(
+        default_factory=lambda: [0],
+        metadata={"help": "Of scenes, probes and untrained networks; tables show mean and deviation of several."},
+    )
+    baselines: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to measure also what was never trained, and an untrained network of each model; by "
+            "default on the embedded scenes."
+        },
+    )
+    output_dir: str = field(default="stellar-evaluation", metadata={"help": "Folder of the results."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Measure again what is in output_dir."})
+    update_model_card: bool = field(
+        default=False,
+        metadata={
+            "help": "Write the results also into the model's folder: its card's metadata, a table, .eval_results."
+        },
+    )
+    batch_size: int = field(default=64, metadata={"help": "Images of a forward pass."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images, for each process."})
+    dtype: str = field(
+        default="float32",
+        metadata={"help": "Precision of the models.", "choices": ["float32", "bfloat16", "float16"]},
+    )
+
+    def __post_init__(self):
+        if (self.train_dir or self.test_dir) and self.dataset_name:
+            raise ValueError("Both a folder and dataset_name are given: choose one source of images.")
+        if self.train_dir and not self.test_dir:
+            raise ValueError("train_dir is given without test_dir, the images to measure on.")
+        for name in ("batch_size", "num_scenes", "max_train_images", "max_test_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1.")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError(f"seeds are {self.seeds}, but at least one is needed, and none may be negative.")
+        if self.update_model_card and (
+            absent := [name for name in self.model_name_or_path if not Path(name).is_dir()]
+        ):
+            raise ValueError(
+                f"update_model_card writes into a folder of a model, but {absent[0]} is none: download it."
+            )
+
+    @property
+    def is_embedded(self) -> bool:
+        return not (self.preset or self.dataset_name or self.test_dir)
+
+    @property
+    def with_baselines(self) -> bool:
+        return self.is_embedded if self.baselines is None else self.baselines
+
+
+def main() -> None:
+    with errors_in_a_sentence():
+        run(parse_arguments(sys.argv[1:]))
+
+
+def parse_arguments(argv: list[str]) -> EvaluationArguments:
+    (args,) = CommandParser(EvaluationArguments, description=__doc__).parse(argv)
+    return args
+
+
+def run(args: EvaluationArguments) -> None:
+    logging.disable_progress_bar()  # of loading models
+    accelerator = patient_accelerator()
+    results = open_results(args, accelerator)
+    found = []
+    for seed in args.seeds:
+        with accelerator.main_process_first():
+            data = open_data(args, seed)
+        for result in evaluate_models(
+            load_subjects(args, accelerator),
+            data,
+            tasks=args.tasks or None,
+            settings=settings_of(args, seed, accelerator),
+            results=results,
+            baselines=args.with_baselines,
+        ):
+            found.append(result)
+    if accelerator.is_main_process:
+        report(args, found)
+    accelerator.end_training()
+
+
+# Inputs --------------------------------------------------------------------------------------------------------------
+
+
+def open_data(args: EvaluationArguments, seed: int = 0) -> EvaluationData:
+    """The images that the arguments name; the embedded scenes of this seed where they name none."""
+    limits = {"max_train_images": args.max_train_images, "max_test_images": args.max_test_images}
+    if args.preset:
+        return load_preset(args.preset, args.dataset_name, args.train_dir, args.test_dir, **limits)
+    if args.is_embedded:
+        return load_embedded_data(args.num_scenes, args.test_split, seed, args.tasks or None)
+    return load_own_images(
+        test=args.test_dir or str(args.dataset_name),
+        train=args.train_dir or args.dataset_name,
+        train_split=args.train_split,
+        test_split=args.test_split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        mask_column=args.mask_column,
+        **limits,
+    )
+
+
+def load_subjects(args: EvaluationArguments, accelerator: Accelerator) -> Iterator[Subject]:
+    """One model after the other, on the accelerator's device."""
+    for name in args.model_name_or_path:
+        with accelerator.main_process_first():
+            yield load_subject(name, args.dtype, paper_transform=bool(args.preset), device=accelerator.device)
+
+
+def settings_of(args: EvaluationArguments, seed: int, accelerator: Accelerator) -> RunSettings:
+    return RunSettings(
+        seed=seed,
+        batch_size=args.batch_size,
+        num_workers=args.dataloader_num_workers,
+        accelerator=accelerator,
+    )
+
+
+def open_results(args: EvaluationArguments, accelerator: Accelerator) -> ResultFile:
+    """The file of results, without those of before if they are to be overwritten."""
+    path = Path(args.output_dir, RESULTS_NAME)
+    if args.overwrite_output_dir and accelerator.is_main_process:
+        path.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+    return ResultFile(path)
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def report(args: EvaluationArguments, results: list[Result]) -> None:
+    """Writes and prints the tables, draws the figure, and writes the Hub's files and cards."""
+    folder = Path(args.output_dir)
+    tables = build_tables(results, METRICS)
+    text = f"{format_markdown(tables)}\n\n{format_models(results)}"
+    replace_text(folder / "results.md", text + "\n")
+    plot_results(bar_panels(tables)).savefig(folder / "results.png", dpi=200)
+    print(f"\n{text}\n\n{folder / RESULTS_NAME}, results.md, results.png")
+    for name in args.model_name_or_path:
+        own = [result for result in results if result.source == name]
+        for path in write_eval_results(folder / Path(name).name, own):
+            print(f"For the Hub: {path}")
+        if args.update_model_card:
+            update_model_card(name, own, METRICS)
+            print(f"Model card: {Path(name, 'README.md')}")
+
+
+if __name__ == "__main__":
+    main()
