@@ -33,12 +33,10 @@ def evaluate(args: EvaluationArguments) -> None:
     measured = []
     for seed in args.seeds:
         with accelerator.main_process_first():
-            data = open_data(
-                args, seed
-            )  # load_embedded_data(), load_preset("imagenet-1k") or load_own_images("photos")
+            data = open_data(args, seed)  # load_embedded_data(), load_preset("food101"), load_own_images("photos")
 
-        # Each result is there as soon as its task is done: result.metrics are numbers, result.protocol is how they came
-        # about. Subjects are load_subject("owner/name"), or Subject("mine", model, processor) of any vision encoder.
+        # Each result is there as soon as its task is done: result.metrics are numbers, result.protocol is how they
+        # came about. Subjects are load_subject("owner/name"), or Subject("mine", model, processor) of any encoder.
         for result in evaluate_models(
             load_subjects(args, accelerator),
             data,
