@@ -90,13 +90,6 @@ def test_models_are_described_once():
     )
 
 
-def test_every_task_has_columns():
-    assert set(METRICS) == {
-        *("knn", "linear", "segmentation", "reconstruction", "objects", "disentanglement", "retrieval")
-    }
-    assert all(columns for columns in METRICS.values())
-
-
 def test_figure_has_a_panel_for_each_task_with_a_bar_for_each_row():
     results = [
         result("mine", {"cls": {"accuracy": 0.5}, "patches": {"accuracy": math.nan}}),
