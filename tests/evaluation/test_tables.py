@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from stellar_hf.evaluation import METRICS, Metric, Result, build_tables, format_markdown, format_models
+from stellar_hf.evaluation import Metric, Result, build_tables, format_markdown, format_models
 from stellar_hf.evaluation.tables import bar_panels
 from stellar_hf.visualization import plot_results
 
