@@ -58,7 +58,7 @@ def extract(args: ExtractionArguments) -> None:
 
 
 def main() -> None:
-    with errors_in_a_sentence():
+    with errors_in_a_sentence(after_interrupt="Repeat the command to go on: whole shards are kept."):
         extract(parse_arguments(sys.argv[1:]))
 
 

@@ -247,6 +247,18 @@ def test_killed_and_repeated_equals_uninterrupted(run_script, arguments, tmp_pat
 
 
 @pytest.mark.slow
+def test_after_ctrl_c_the_command_says_how_to_go_on(arguments, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StellarModel, "forward", interrupt)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    with pytest.raises(SystemExit) as exit:
+        stellar_hf_command(["extract", *arguments, f"--output_dir={tmp_path}"])
+    assert exit.value.code == 130
+    assert "Interrupted. Repeat the command to go on" in capsys.readouterr().err
+
+
 def test_launched_processes_write_what_one_process_writes(run_script, arguments, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
     command = [sys.executable, *launcher, str(SCRIPT), *arguments, f"--output_dir={tmp_path / 'launched'}"]

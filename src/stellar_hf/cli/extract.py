@@ -109,7 +109,7 @@ class ExtractionArguments:
 
 
 def main() -> None:
-    with errors_in_a_sentence():
+    with errors_in_a_sentence(after_interrupt="Repeat the command to go on: whole shards are kept."):
         run(parse_arguments(sys.argv[1:]))
 
 

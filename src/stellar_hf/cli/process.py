@@ -18,12 +18,17 @@ _LAUNCHED = ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID")
 
 
 @contextmanager
-def errors_in_a_sentence() -> Iterator[None]:
-    """Ends the process with what went wrong, without a traceback unless --log_level=debug is among its arguments."""
+def errors_in_a_sentence(after_interrupt: str = "") -> Iterator[None]:
+    """
+    Ends the process with what went wrong, without a traceback unless --log_level=debug is among its arguments.
+
+    Args:
+        after_interrupt: A sentence on how to go on, for Ctrl-C.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        print(f"\nInterrupted. {after_interrupt}".rstrip(), file=sys.stderr)
         sys.exit(130)
     except (ValueError, ImportError, OSError, StrictDataclassError) as error:
         if "--log_level=debug" in " ".join(sys.argv).replace("--log_level debug", "--log_level=debug").split():
