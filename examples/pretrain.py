@@ -45,7 +45,7 @@ def pretrain(argv: list[str]) -> None:
         training_args,
         train_dataset=training_images(images, data_args, training_args),
         eval_dataset=open_eval_images(data_args, training_args, model.config.image_size),
-        processing_class=default_processor(model),
+        processing_class=default_processor(model, training_args.background),
         vq_model=vq_model,
     )
 

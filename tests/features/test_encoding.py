@@ -83,6 +83,16 @@ def test_images_may_stay_in_different_sizes(model, images, photos):
         torch.testing.assert_close(features.localization[row], output.localization[0], rtol=1e-4, atol=1e-5)
 
 
+def test_transparent_images_are_composited_on_the_background_of_the_processor(model):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8))
+    coral = [240, 120, 80]
+    processor = StellarImageProcessorPil(size={"shortest_edge": 36}, do_center_crop=False, background=coral)
+    composited = Image.alpha_composite(Image.new("RGBA", image.size, (*coral, 255)), image).convert("RGB")
+    found, expected = (encode_images(model, [each], processor) for each in (image, composited))
+    assert_equal(found, expected)
+    assert not torch.equal(found.pooler_output, encode_images(model, [composited], CROPS).pooler_output)
+
+
 def test_all_kinds_of_images_give_the_same(model, images, photos):
     """A data set that decodes, one that does not, rows, files, PIL images and arrays."""
     rows = [0, 1, 3, 4]

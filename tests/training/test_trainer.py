@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 from stellar_hf import StellarConfig, StellarForPreTraining, StellarModel, StellarTrainer, StellarTrainingArguments
 from stellar_hf.data import StellarCollator, StellarViews
 from stellar_hf.modeling_stellar import LOSS_TERMS
-from stellar_hf.training import GracefulInterruptCallback
+from stellar_hf.training import GracefulInterruptCallback, default_processor
 
 IMAGES = [{"image": image} for image in np.random.default_rng(0).integers(0, 256, (10, 40, 40, 3), dtype=np.uint8)]
 
@@ -275,8 +275,11 @@ def test_settings_of_the_views_reach_the_model(make_trainer, views_on):
         jitter_probability=0.7,
         grayscale_probability=0.1,
         blur_probability=0.3,
+        background=[240, 120, 80],
         views_on=views_on,
     )
+    assert trainer.data_collator.background == [240, 120, 80]
+    assert default_processor(trainer.model, trainer.args.background).background == [240, 120, 80]
     expected = StellarViews(
         num_global_views=3,
         num_local_views=4,
@@ -627,6 +630,7 @@ def test_a_teacher_too_coarse_to_move_is_refused(make_trainer):
         ({}, {"teacher_momentum_end": math.nan}, "teacher_momentum_end is nan, but must be a number"),
         ({}, {"local_scale": [0.1, math.nan]}, r"local_scale is \[0\.1, nan\], but must be"),
         ({}, {"views_on": "gpu"}, "views_on is 'gpu'"),
+        ({}, {"background": [0, 256, 0]}, "background is"),
         ({}, {"global_scale": [0.5]}, r"global_scale is \[0\.5\]"),
         ({}, {"local_scale": [0.5, 0.1]}, r"local_scale is \(0\.5, 0\.1\)"),
         ({}, {"num_global_views": 0}, "num_global_views is 0"),

@@ -154,7 +154,7 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
         training_args,
         train_dataset=training_images(images, data_args, training_args),
         eval_dataset=open_eval_images(data_args, training_args, model.config.image_size),
-        processing_class=default_processor(model),
+        processing_class=default_processor(model, training_args.background),
         vq_model=vq_model,
     )
     train_and_measure(trainer, images, vq_model, model_args, data_args)

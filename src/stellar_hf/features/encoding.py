@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data import UnreadableImages, read_image, undecoded
+from ..image_processing_pil_stellar import WHITE
 from .checks import check_integer
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def encode_images(
         model: Any vision encoder of Transformers, on any device; the training flags of its modules are restored.
         dataset: `datasets.Dataset` (whose images are read here, not by it), or anything with a length and rows: rows
             with an `image_column`, or images themselves, in a form that [`read_image`] takes, or their paths.
-        processor: The model's image processor, as [`load_processor`] gives it.
+        processor: The model's image processor, as [`load_processor`] gives it; transparent images are composited on
+            its `background`, on white where it has none.
         encode: The call of the model, if it is another than [`model_features`]: a function of the model and pixel
             values (B, 3, H, W), float32 on its device, that gives tensors by name with a row for each image.
         rows: Rows to take, all by default.
@@ -317,12 +319,13 @@ class _ProcessedBatches(Dataset):
         images: dict[int, Tensor] = {}
         unreadable: dict[int, str] = {}
         paths, columns = {}, {}
+        background = getattr(self.processor, "background", None) or WHITE
         for row, item in zip(rows, self._read(rows), strict=True):
             image = image_of(item, self.image_column)
             paths[row] = path_of(image)
             columns[row] = [item.get(name) for name in self.columns] if isinstance(item, Mapping) else []
             try:
-                rgb = read_image(image, name=f"Image {row} of the data set")
+                rgb = read_image(image, background=background, name=f"Image {row} of the data set")
             except ValueError as error:
                 unreadable[row] = str(error)
             else:

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from ..configuration_stellar import StellarConfig
 from ..data import StellarCollator, StellarViews
+from ..image_processing_pil_stellar import WHITE, check_background
 
 # The paper's values, from which those that are not given are derived.
 _LEARNING_RATE, _BATCH_SIZE = 1.5e-4, 2048
@@ -46,8 +47,9 @@ class StellarTrainingArguments(TrainingArguments):
       decoder and the heads, which a ViT does not bring along, learn with the full rate.
 
     Raises:
-        ValueError: On NaN, a number out of its range, `remove_unused_columns`, a scale that is not two numbers, an
-            unknown place of the views, or processes that may take unequal numbers of steps.
+        ValueError: On NaN, a number out of its range, `remove_unused_columns`, a scale that is not two numbers, a
+            background that is no colour, an unknown place of the views, or processes that may take unequal numbers of
+            steps.
     """
 
     learning_rate: float | None = field(  # type: ignore[assignment]  # a number after __post_init__
@@ -96,6 +98,13 @@ class StellarTrainingArguments(TrainingArguments):
         metadata={
             "help": "Short side in pixels that larger images are reduced to when they are read; by default the "
             "smallest from which no view is enlarged."
+        },
+    )
+    background: list[int] = field(
+        default_factory=lambda: list(WHITE),
+        metadata={
+            "help": "Red, green and blue, in [0, 255], on which transparent images are composited; the image "
+            "processor that is saved with the model has it, too."
         },
     )
     max_unreadable_share: float = field(
@@ -169,6 +178,7 @@ class StellarTrainingArguments(TrainingArguments):
             batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = _LEARNING_RATE * math.sqrt(batch_size / _BATCH_SIZE)
         self._check_ranges()
+        check_background(self.background)
         if self.views_on not in ("accelerator", "cpu"):
             raise ValueError(f"views_on is {self.views_on!r}, but must be 'accelerator' or 'cpu'.")
         data_loading: Any = self.accelerator_config  # an AcceleratorConfig by now
@@ -253,6 +263,7 @@ class StellarTrainingArguments(TrainingArguments):
             image_column=self.image_column,
             decode_size=views.decode_size if self.decode_size is None else self.decode_size,
             views=views if self.views_on == "cpu" else None,
+            background=self.background,
         )
 
 

@@ -22,7 +22,7 @@ from transformers.utils import logging
 from ..data import UnreadableImages
 from ..evaluation import class_names, knn_accuracy, match_classes, tokens_and_psnr
 from ..features import ImageFeatures, encode_images
-from ..image_processing_pil_stellar import StellarImageProcessorPil
+from ..image_processing_pil_stellar import WHITE, StellarImageProcessorPil
 from ..modeling_stellar import StellarForPreTraining
 
 logger = logging.get_logger(__name__)
@@ -31,14 +31,21 @@ _NUM_NEIGHBOURS = 20
 _NUM_DRAWN = 8
 
 
-def default_processor(model: StellarForPreTraining) -> StellarImageProcessorPil:
-    """The image processor of a model that was trained on views of whole images: no margin is cut off."""
+def default_processor(model: StellarForPreTraining, background: Sequence[int] = WHITE) -> StellarImageProcessorPil:
+    """
+    The image processor of a model that was trained on views of whole images: no margin is cut off.
+
+    Args:
+        model: The model, which gives the size and the statistics of the normalization.
+        background: Red, green and blue behind transparent pixels, integers in [0, 255]; the training's.
+    """
     config = model.config
     return StellarImageProcessorPil(
         size={"shortest_edge": config.image_size},
         crop_size={"height": config.image_size, "width": config.image_size},
         image_mean=config.image_mean,
         image_std=config.image_std,
+        background=list(background),  # type: ignore[call-arg]  # its class attributes are settings, too
     )
 
 

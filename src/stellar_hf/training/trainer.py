@@ -145,7 +145,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             self.add_callback(TeacherCallback())
         self._evaluation = ImageEvaluation(
             self.accelerator,
-            processor=self.processing_class or default_processor(base_model),
+            processor=self.processing_class or default_processor(base_model, args.background),
             image_column=args.image_column,
             label_column=args.label_column,
             batch_size=args.eval_batch_size,
