@@ -95,7 +95,7 @@ def plot_reconstructions(
 
     Args:
         images: (B, 3, H, W) floating point RGB in [0, 1], or PIL images of one size.
-        reconstructions: The same number, likewise.
+        reconstructions: As many, of the same shape and range.
         localization: (B, N, r) floating point; rows sum to 1. Patches are row-major.
         grid_size: (rows, columns) of the patches; a square grid without it.
         num_images: Number of rows, at most; the first images are shown.

@@ -67,7 +67,7 @@ class GenerationEvaluation:
     Args:
         classifier: Trained on real training images.
         train_images: Images that the generator was trained on, (n, 3, H, W) floating point RGB in [0, 1].
-        test_images: Real images that it was not trained on, (m, 3, H, W), likewise.
+        test_images: Real images that it was not trained on, (m, 3, H, W), in the same range.
     """
 
     def __init__(self, classifier: ImageClassifier, train_images: Tensor, test_images: Tensor):
@@ -159,7 +159,7 @@ def frechet_distance(features: Tensor, other_features: Tensor) -> float:
 
     Args:
         features: (n, d) floating point, n >= 2.
-        other_features: (m, d), likewise.
+        other_features: (m, d), of other images.
 
     Returns:
         `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`, at least 0, computed in float64.
