@@ -11,7 +11,7 @@ from sklearn.metrics import jaccard_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torchmetrics.classification import MulticlassJaccardIndex
-from transformers import ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
+from transformers import SwinConfig, SwinModel, ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 
 from stellar_hf import StellarForPreTraining, StellarImageProcessorPil
 from stellar_hf.evaluation import (
@@ -98,18 +98,23 @@ def test_dense_features_are_the_patches_of_any_encoder(tiny_config):
     assert features["localization"].shape == (2, 12, 4)
 
 
-def test_dense_features_of_an_autoencoder_are_in_the_order_of_the_image():
+def test_dense_features_of_an_autoencoder_are_all_in_the_order_of_the_image():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    model = ViTMAEModel(ViTMAEConfig(**sizes, image_size=16, patch_size=4, mask_ratio=0.0)).eval()
+    vit = ViTModel(ViTConfig(**sizes, image_size=16, patch_size=4), add_pooling_layer=False).eval()
+    autoencoder = ViTMAEModel(ViTMAEConfig(**sizes, image_size=16, patch_size=4)).eval()
+    autoencoder.load_state_dict(vit.state_dict())
     pixel_values = torch.randn(2, 3, 16, 16, generator=draw(0))
     with torch.no_grad():
-        first, again = (dense_features(model, pixel_values)["dense"] for _ in range(2))  # patches are shuffled anew
-        torch.testing.assert_close(first, again, atol=2e-3, rtol=0)
-        plain = dense_features(ViTModel(ViTConfig(**sizes, image_size=16, patch_size=4)).eval(), pixel_values)
-        assert plain["dense"].shape == (2, 16, 16) and set(plain) == {"dense", "grid_size"}
-        model.config.mask_ratio = 0.75
-        with pytest.raises(ValueError, match="mask_ratio=0"):
-            dense_features(model, pixel_values)
+        features, expected = (dense_features(model, pixel_values) for model in (autoencoder, vit))
+    assert set(features) == {"dense", "grid_size"} and features["dense"].shape == (2, 16, 16)
+    torch.testing.assert_close(features["dense"], expected["dense"], atol=2e-3, rtol=0)
+
+
+def test_dense_features_need_a_vector_for_each_patch():
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 1], "window_size": 2}
+    model = SwinModel(SwinConfig(**sizes, image_size=32, patch_size=4)).eval()
+    with torch.no_grad(), pytest.raises(ValueError, match="an encoder that merges patches has none"):
+        dense_features(model, torch.randn(1, 3, 32, 32))
 
 
 def test_label_maps_lie_where_their_images_do(tmp_path):
@@ -256,5 +261,5 @@ def test_nearest_patches_equal_scikit_learn_pixel_by_pixel():
 def test_nearest_patches_choose_k_and_beat_chance():
     scores = knn_segmentation_scores(*toy(20, seed=0), *toy(8, seed=1), 3, num_neighbours=(1, 5))
     assert scores["miou"] > 0.9 and scores["num_neighbours"] in (1, 5)
-    with pytest.raises(ValueError, match="num_neighbours is 300, but there are 288 training patches"):
+    with pytest.raises(ValueError, match="k is 300 with 288 rows in the bank"):
         knn_segmentation_scores(*toy(20, seed=0), *toy(8, seed=1), 3, num_neighbours=(300,))

@@ -48,8 +48,16 @@ from .protocol import Result as Result
 from .protocol import ResultFile as ResultFile
 from .publishing import update_model_card as update_model_card
 from .publishing import write_eval_results as write_eval_results
+from .reconstruction import ReconstructionMetrics as ReconstructionMetrics
+from .reconstruction import ReconstructionProbe as ReconstructionProbe
+from .reconstruction import frechet_distance as frechet_distance
 from .reconstruction import psnr as psnr
+from .reconstruction import reconstruct as reconstruct
+from .reconstruction import reconstruction_scores as reconstruction_scores
+from .reconstruction import ssim as ssim
+from .reconstruction import target_of as target_of
 from .reconstruction import tokens_and_psnr as tokens_and_psnr
+from .reconstruction import train_reconstruction_probe as train_reconstruction_probe
 from .representations import image_representations as image_representations
 from .retrieval import TokenMatches as TokenMatches
 from .retrieval import build_token_index as build_token_index

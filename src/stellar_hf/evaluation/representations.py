@@ -31,9 +31,7 @@ def image_representations(model: Any, pixel_values: Tensor) -> dict[str, Tensor]
     Raises:
         ValueError: If the model's configuration does not tell how large its patches are.
     """
-    encoder = encoder_of(model)
-    with _all_patches_kept(encoder):
-        output = encoder(pixel_values.to(encoder.dtype), **_in_order(encoder, pixel_values))
+    encoder, output = encode_all_patches(model, pixel_values)
     if output.get("sparse_tokens") is not None:
         return _of_sparse_tokens(output)
     hidden = output.last_hidden_state
@@ -43,6 +41,13 @@ def image_representations(model: Any, pixel_values: Tensor) -> dict[str, Tensor]
     if num_special <= 0:  # none, or a hierarchical encoder, which merges patches
         return {"patch_mean": hidden.mean(dim=1)}
     return {"cls": hidden[:, 0], "patch_mean": hidden[:, num_special:].mean(dim=1)}
+
+
+def encode_all_patches(model: Any, pixel_values: Tensor) -> tuple[Any, Any]:
+    """The encoder in a model, and its output for images (B, 3, H, W): a ViT-MAE drops and shuffles no patches."""
+    encoder = encoder_of(model)
+    with _all_patches_kept(encoder):
+        return encoder, encoder(pixel_values.to(encoder.dtype), **_in_order(encoder, pixel_values))
 
 
 def _of_sparse_tokens(output: Any) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from ..features import ImageFeatures
 from ..features.checks import check_integer, check_tensors
 from ..localization_stellar import resolve_grid_size, upsample_maps
 from ..loss_stellar import pixel_cross_entropy
+from .knn import nearest_neighbours
+from .representations import encode_all_patches
 
 logger = logging.get_logger(__name__)
 
@@ -29,39 +31,43 @@ _IGNORED = 255
 
 
 def dense_features(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
-    """The call of a model for [`encode_images`] that gives a vector for each patch, in float16 to save memory.
+    """[`patch_features`] in float16, to save memory: the call of a model for [`encode_images`].
+
+    The float16 is kept: 2 N d bytes an image (the 20,210 of ADE20K take 6 GB with ViT-B/16 at 224 pixels).
+    """
+    features = patch_features(model, pixel_values)
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in features.items()}
+
+
+def patch_features(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
+    """A vector for each patch of images.
 
     Args:
         model: Any vision encoder of Transformers whose sequence ends with its patches, row by row (ViT, DINO, DINOv2,
-            ViT-MAE without masking), or a STELLAR model, with or without heads.
+            ViT-MAE), or a STELLAR model, with heads or adapters or without.
         pixel_values: (B, 3, H, W) float32.
 
     Returns:
-        `dense` (B, N, d) float16, D, and `grid_size` (B, 2) int64. A STELLAR model also gives `sparse_tokens`
-        (B, r, d) and `localization` (B, N, r), S and L in float16.
+        `dense` (B, N, d), D, and `grid_size` (B, 2) int64. A STELLAR model also gives `sparse_tokens` (B, r, d) and
+        `localization` (B, N, r), S and L.
 
     Raises:
         ValueError: If the model gives fewer vectors than there are patches.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # without the wrapper of PEFT
-    encoder = model.base_model
-    output = encoder(pixel_values.to(model.dtype))
+    encoder, output = encode_all_patches(model, pixel_values)
     if output.get("localization") is not None:
         _, dense, sparse_tokens = encoder.split(output.last_hidden_state)
         tensors = {"dense": dense, "sparse_tokens": sparse_tokens, "localization": output.localization}
-        return {name: tensor.half() for name, tensor in tensors.items()} | {"grid_size": output.grid_size}
+        return tensors | {"grid_size": output.grid_size}
     rows, columns = (side // encoder.config.patch_size for side in pixel_values.shape[-2:])
     hidden_states = output.last_hidden_state
     if hidden_states.ndim != 3 or hidden_states.shape[1] < rows * columns:
         raise ValueError(
             f"{type(encoder).__name__} gives {tuple(hidden_states.shape)} for images of {rows}x{columns} patches, but "
-            "a vector for each patch is needed. A masked autoencoder needs mask_ratio=0 in its configuration."
+            "a vector for each patch is needed: an encoder that merges patches has none."
         )
     dense = hidden_states[:, -rows * columns :]
-    if output.get("ids_restore") is not None:  # ViT-MAE shuffles its patches, even where it drops none
-        dense = dense.gather(1, output.ids_restore.unsqueeze(-1).expand_as(dense))
-    grid_size = torch.tensor([rows, columns], device=dense.device).expand(len(dense), 2)
-    return {"dense": dense.half(), "grid_size": grid_size}
+    return {"dense": dense, "grid_size": torch.tensor([rows, columns], device=dense.device).expand(len(dense), 2)}
 
 
 def low_rank_features(sparse_tokens: Tensor, localization: Tensor, num_tokens: int | None = None) -> Tensor:
@@ -489,12 +495,12 @@ def knn_segmentation(
     counts = targets.mode(dim=1).values != num_classes
     bank, targets = features.dense.float().flatten(0, 1)[counts], targets[counts].to(device)
     mean, std = bank.mean(dim=0), bank.std(dim=0).clamp(min=1e-6)
-    bank = ((bank - mean) / std).to(device)
+    queries = (test_features.dense.float().flatten(0, 1) - mean) / std
+    _, neighbours = nearest_neighbours((bank - mean) / std, queries, max(num_neighbours), device=device)
     votes: dict[int, list[Tensor]] = {k: [] for k in num_neighbours}
-    for queries in test_features.dense.float().flatten(0, 1).split(chunk_size):
-        neighbours = nearest_rows(((queries - mean) / std).to(device), bank, max(num_neighbours))  # (chunk, k)
+    for rows in neighbours.split(chunk_size):
         for k in num_neighbours:
-            votes[k].append(_most_frequent(targets[neighbours[:, :k]], num_classes).cpu())
+            votes[k].append(_most_frequent(targets[rows[:, :k].to(device)], num_classes).cpu())
     test_grid = resolve_grid_size(test_features.dense.shape[1], test_features.grid_size)
     return {k: _whole_images(torch.cat(parts), test_grid, patch) for k, parts in votes.items()}
 
@@ -554,20 +560,6 @@ def knn_segmentation_scores(
     confusion = confusions(test_features, test_labels, [chosen])[chosen]
     accuracy = (confusion.diagonal().sum() / confusion.sum()).item()
     return {"miou": mean_iou(confusion), "pixel_accuracy": accuracy, "num_neighbours": chosen}
-
-
-def nearest_rows(queries: Tensor, bank: Tensor, k: int, chunk_size: int = 2**16) -> Tensor:
-    """The k rows of a bank (n, d) of largest cosine similarity to each query (q, d), best first: (q, k) int64."""
-    if k > len(bank):
-        raise ValueError(f"num_neighbours is {k}, but there are {len(bank)} training patches.")
-    queries = F.normalize(queries, dim=-1)
-    best, rows = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
-    for start in range(0, len(bank), chunk_size):
-        similarities = queries @ F.normalize(bank[start : start + chunk_size], dim=-1).T
-        candidates = torch.arange(start, start + similarities.shape[1], device=rows.device).expand_as(similarities)
-        best, places = torch.cat([best, similarities], dim=1).topk(min(k, best.shape[1] + similarities.shape[1]))
-        rows = torch.cat([rows, candidates], dim=1).gather(1, places)
-    return rows
 
 
 def _most_frequent(labels: Tensor, num_classes: int) -> Tensor:
