@@ -15,6 +15,10 @@ from .classification import concept_accuracy as concept_accuracy
 from .classification import match_classes as match_classes
 from .clustering import average_linkage as average_linkage
 from .clustering import kmeans as kmeans
+from .disentanglement import SceneObjects as SceneObjects
+from .disentanglement import ridge_r2 as ridge_r2
+from .disentanglement import shift_equivariance as shift_equivariance
+from .disentanglement import what_and_where as what_and_where
 from .evaluate import evaluate_stellar as evaluate_stellar
 from .evaluate import format_results_table as format_results_table
 from .evaluate import raw_pixel_baseline as raw_pixel_baseline

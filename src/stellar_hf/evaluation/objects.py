@@ -42,7 +42,7 @@ def object_scores(segmentation: Tensor, mask: Tensor, min_area: int = 1) -> dict
     Raises:
         ValueError: If shapes disagree, values are not integers >= 0, or `min_area` is less than 1.
     """
-    table = _contingency(segmentation, mask, min_area)
+    table = contingency_table(segmentation, mask, min_area)
     overlaps = _best_overlaps(table, min_area)
     return {
         "ari": _rand_index(_without_small(table, min_area)),
@@ -68,7 +68,7 @@ def adjusted_rand_index(segmentation: Tensor, mask: Tensor, min_area: int = 1) -
     Raises:
         ValueError: As [`object_scores`].
     """
-    return _rand_index(_without_small(_contingency(segmentation, mask, min_area), min_area))
+    return _rand_index(_without_small(contingency_table(segmentation, mask, min_area), min_area))
 
 
 def foreground_ari(segmentation: Tensor, mask: Tensor, min_area: int = 1) -> Tensor:
@@ -88,7 +88,7 @@ def foreground_ari(segmentation: Tensor, mask: Tensor, min_area: int = 1) -> Ten
     Raises:
         ValueError: As [`object_scores`].
     """
-    return _rand_index(_without_small(_contingency(segmentation, mask, min_area), min_area)[:, :, 1:])
+    return _rand_index(_without_small(contingency_table(segmentation, mask, min_area), min_area)[:, :, 1:])
 
 
 def object_overlaps(segmentation: Tensor, mask: Tensor, min_area: int = 1) -> Tensor:
@@ -105,7 +105,7 @@ def object_overlaps(segmentation: Tensor, mask: Tensor, min_area: int = 1) -> Te
     Raises:
         ValueError: As [`object_scores`].
     """
-    return _best_overlaps(_contingency(segmentation, mask, min_area), min_area)
+    return _best_overlaps(contingency_table(segmentation, mask, min_area), min_area)
 
 
 def mean_best_overlap(segmentation: Tensor, mask: Tensor, min_area: int = 1) -> Tensor:
@@ -161,7 +161,7 @@ def corloc(segmentation: Tensor, mask: Tensor, min_area: int = 1) -> Tensor:
     Raises:
         ValueError: As [`object_scores`].
     """
-    areas = _contingency(segmentation, mask, min_area).sum(dim=1)[:, 1:]
+    areas = contingency_table(segmentation, mask, min_area).sum(dim=1)[:, 1:]
     is_object = areas >= min_area  # (B, G)
     overlaps = _box_overlaps(_boxes(segmentation), _boxes(mask)[:, 1:])  # (B, segments, G)
     is_found = ((overlaps > 0.5) & is_object.unsqueeze(1)).flatten(1).any(dim=1)
@@ -303,7 +303,7 @@ def dense_clusters(dense_features: Tensor, num_segments: int, seed: int = 0) -> 
 # Parts ---------------------------------------------------------------------------------------------------------------
 
 
-def _contingency(segmentation: Tensor, mask: Tensor, min_area: int) -> Tensor:
+def contingency_table(segmentation: Tensor, mask: Tensor, min_area: int) -> Tensor:
     """(B, segments, 1 + G) float64: pixels that each segment has of each object; of the ground in column 0."""
     check_tensors(segmentation=segmentation, mask=mask)
     check_integer("min_area", min_area)
@@ -344,11 +344,11 @@ def _rand_index(table: Tensor) -> Tensor:
 def _best_overlaps(table: Tensor, min_area: int) -> Tensor:
     """(B, G) float32, NaN where an object is not there."""
     areas = table.sum(dim=1)[:, 1:]
-    best = _segment_overlaps(table).amax(dim=1)
+    best = segment_overlaps(table).amax(dim=1)
     return torch.where(areas >= min_area, best, torch.nan).float()
 
 
-def _segment_overlaps(table: Tensor) -> Tensor:
+def segment_overlaps(table: Tensor) -> Tensor:
     """(B, segments, G) intersection over union of segments and objects."""
     intersection = table[:, :, 1:]
     union = table.sum(dim=2, keepdim=True) + intersection.sum(dim=1, keepdim=True) - intersection
