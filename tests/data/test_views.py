@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from stellar_hf.data import StellarViews
 from stellar_hf.data.resampling import _crop_and_resize_at_once, crop_and_resize
-from stellar_hf.data.views import _random_boxes
+from stellar_hf.data.views import random_boxes
 
 VIEWS = StellarViews(num_global_views=3, num_local_views=2, global_size=24, local_size=12)
 PLAIN = replace(VIEWS, jitter_probability=0, grayscale_probability=0, blur_probability=0)
@@ -239,7 +239,7 @@ def test_no_view_of_an_image_of_the_decode_size_is_enlarged(data):
         crops.append((settings.local_size, settings.local_scale))
     for view_size, scale in crops:
         for rand in (smallest, highest, uniform):
-            boxes = _random_boxes(rand, torch.tensor(size).expand(64, 2), (scale[0], scale[0]), settings.ratio)
+            boxes = random_boxes(rand, torch.tensor(size).expand(64, 2), (scale[0], scale[0]), settings.ratio)
             assert boxes[:, 2:].min() >= view_size
 
 
@@ -250,7 +250,7 @@ def test_the_decode_size_is_no_larger_than_needed():
     source = seeded()
     smaller = torch.tensor([[425, 425]]).expand(2000, 2)
     rand = lambda *shape: torch.rand(2000, *shape, generator=source)  # noqa: E731
-    boxes = _random_boxes(rand, smaller, (0.36, 0.36), settings.ratio)
+    boxes = random_boxes(rand, smaller, (0.36, 0.36), settings.ratio)
     assert boxes[:, 2:].min() < 224
 
 

@@ -191,7 +191,7 @@ class StellarViews:
         views = []
         # One view of all images at a time bounds the memory, and adding views leaves the earlier ones as they were.
         for index in range(num_views):
-            boxes = _random_boxes(rand, sizes, scale, self.ratio)
+            boxes = random_boxes(rand, sizes, scale, self.ratio)
             flip = rand() < self.flip
             crops = crop_and_resize(images, boxes.to(images.device), size, flip.to(images.device)).clamp_(0, 1)
             if keep_clean and index == 0:
@@ -290,10 +290,20 @@ def _checked_sizes(image_sizes: Tensor | None, images: Tensor) -> Tensor:
     return image_sizes
 
 
-def _random_boxes(
+def random_boxes(
     rand: Callable[..., Tensor], sizes: Tensor, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Tensor:
-    """Boxes (B, 4) of top, left, height, width by the law of RandomResizedCrop, for images of (B, 2) sizes."""
+    """Boxes of random crops by the law of RandomResizedCrop.
+
+    Args:
+        rand: Draws numbers (B, *shape) in [0, 1), given the shape.
+        sizes: (B, 2) integers; height and width of each image.
+        scale: Least and largest share of the image's area.
+        ratio: Least and largest ratio of width to height.
+
+    Returns:
+        (B, 4) int64; top, left, height and width, in pixels.
+    """
     height, width = sizes[:, :1], sizes[:, 1:]
     area = height * width * (scale[0] + (scale[1] - scale[0]) * rand(_BOX_TRIES))
     aspect = torch.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * rand(_BOX_TRIES))

@@ -25,7 +25,9 @@ from .evaluate import raw_pixel_baseline as raw_pixel_baseline
 from .knn import knn_accuracies as knn_accuracies
 from .knn import knn_accuracy as knn_accuracy
 from .knn import nearest_neighbours as nearest_neighbours
+from .linear import LinearProbe as LinearProbe
 from .linear import linear_probe_accuracy as linear_probe_accuracy
+from .linear import train_linear_probes as train_linear_probes
 from .localization import concept_labels as concept_labels
 from .localization import localization_iou as localization_iou
 from .metrics import Accuracy as Accuracy
@@ -66,7 +68,9 @@ from .representations import image_representations as image_representations
 from .retrieval import TokenMatches as TokenMatches
 from .retrieval import build_token_index as build_token_index
 from .retrieval import import_faiss as import_faiss
+from .retrieval import late_interaction as late_interaction
 from .retrieval import nearest_tokens as nearest_tokens
+from .retrieval import retrieval_scores as retrieval_scores
 from .segmentation import class_iou as class_iou
 from .segmentation import confusion_matrix as confusion_matrix
 from .segmentation import dense_features as dense_features

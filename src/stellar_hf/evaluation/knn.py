@@ -250,7 +250,7 @@ def _to_keys(similarities: Tensor, start: int) -> Tensor:
     bits = (similarities + 0.0).view(torch.int32)  # -0.0 and 0.0 are equal
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # negative floats sort backwards as integers
     rows = torch.arange(start, start + similarities.shape[1], device=similarities.device)
-    return (ordered.long() << 32) | (_LOW_BITS - rows)
+    return ordered.long().bitwise_left_shift_(32).bitwise_or_(_LOW_BITS - rows)
 
 
 def _from_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
