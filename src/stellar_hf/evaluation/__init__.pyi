@@ -15,6 +15,9 @@ from .classification import concept_accuracy as concept_accuracy
 from .classification import match_classes as match_classes
 from .clustering import average_linkage as average_linkage
 from .clustering import kmeans as kmeans
+from .compression import compression_rows as compression_rows
+from .compression import representation_size as representation_size
+from .compression import round_localization as round_localization
 from .disentanglement import SceneObjects as SceneObjects
 from .disentanglement import ridge_r2 as ridge_r2
 from .disentanglement import shift_equivariance as shift_equivariance
