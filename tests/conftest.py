@@ -2,14 +2,19 @@
 # Licensed under the Apache License, Version 2.0.
 """Reference models, rebuilt from the names and shapes of their weights, and a tiny model of our own."""
 
+import gc
 import json
 import math
 import multiprocessing
 import os
 import pickle
+import shlex
 import socket
+import subprocess
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +55,12 @@ def golden_vq_weight(key: str, shape: list[int]) -> torch.Tensor:
     if len(shape) == 4:
         weight = weight * 20 / math.sqrt(math.prod(shape[1:]))
     return torch.from_numpy(weight.astype(np.float32))
+
+
+def pytest_collection_finish() -> None:
+    """Takes what libraries hold from the garbage collector: every training collects, and would go through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -185,3 +196,59 @@ def _run_as_one_of_two(rank: int, port: int, sender: Any, function: Callable[...
     assert accelerator.num_processes == 2
     sender.send_bytes(pickle.dumps(function(accelerator, *args)))  # `send` would share tensors, whose owner ends
     accelerator.wait_for_everyone()
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+FORKING_PYTHON = Path(__file__).with_name("forking_python.py")
+LIBRARIES = (
+    "torch._dynamo",
+    "transformers.trainer",
+    "transformers.integrations",
+    "transformers.models.auto",
+    "diffusers.pipelines.pipeline_utils",
+    "datasets",
+    "kornia",
+    "matplotlib.pyplot",
+    "scipy.optimize",
+)
+
+
+@pytest.fixture(scope="session")
+def make_python(tmp_path_factory) -> Callable[..., Any]:
+    """
+    A context with an executable that behaves as Python does, but whose processes have imported libraries already.
+
+    `environment` is added to that of the tests, for the import of the libraries and for what runs.
+    """
+
+    @contextmanager
+    def make(libraries: tuple[str, ...] = LIBRARIES, **environment: str) -> Iterator[str]:
+        folder = tmp_path_factory.mktemp("python")
+        path, executable = folder / "socket", folder / "python"
+        command = shlex.join(map(str, [sys.executable, "-IS", FORKING_PYTHON, "run", path]))
+        variables = shlex.join(f"{name}={value}" for name, value in environment.items())
+        executable.write_text(f'#!/bin/sh\nexec env {variables} {command} "$@"\n')
+        executable.chmod(0o755)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OMP_NUM_THREADS": "1",
+            "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # the other one leaves CUDA unusable after a fork
+            **environment,
+        }
+        command = [sys.executable, FORKING_PYTHON, "serve", path, *libraries]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(command, env=environment, **pipes) as server:
+            assert server.stdout.readline() == b"ready\n"
+            yield str(executable)
+            server.stdin.close()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def forking_python(make_python) -> Iterator[str]:
+    """An executable that behaves as Python does and has imported all large libraries, but not this package."""
+    with make_python() as executable:
+        yield executable

@@ -1,11 +1,10 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""A stand-in for the Hub's HTTP API on loopback, and fresh interpreters that talk to it."""
+"""A stand-in for the Hub's HTTP API on loopback, and processes that talk to it."""
 
 import base64
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -293,7 +292,7 @@ def hub():
     assert hub.unknown == []
 
 
-# Fresh interpreters --------------------------------------------------------------------------------------------------
+# Processes that talk to it -------------------------------------------------------------------------------------------
 
 # Every import of the package fails as on a machine that does not have it, however it is installed here.
 WITHOUT_PACKAGE = """
@@ -326,26 +325,27 @@ def load_processor(name):
 
 
 @pytest.fixture(scope="session")
-def run_python(tmp_path_factory):
-    """Runs code in a fresh interpreter with a cache of its own, online with the stand-in or with nobody."""
+def hub_python(hub, make_python, tmp_path_factory):
+    """An executable that behaves as Python does, for which the stand-in is the Hub."""
+    with make_python(
+        HF_HOME=str(tmp_path_factory.mktemp("home")),
+        HF_ENDPOINT=hub.url,
+        HF_TOKEN=TOKEN,
+        HF_HUB_DISABLE_XET="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        TQDM_DISABLE="1",
+    ) as executable:
+        yield executable
 
-    def run(code: str, *arguments: object, hub: StandInHub | None = None, with_package: bool = True) -> str:
-        home = tmp_path_factory.mktemp("home")
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "HF_HOME": str(home),
-            "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "TQDM_DISABLE": "1",
-            "OMP_NUM_THREADS": "1",
-            "HF_ENDPOINT": hub.url if hub else "http://127.0.0.1:9",
-            "HF_HUB_OFFLINE": "0" if hub else "1",
-        }
+
+@pytest.fixture(scope="session")
+def run_python(hub_python, tmp_path_factory):
+    """Runs code in a process of its own, for which the stand-in is the Hub."""
+
+    def run(code: str, *arguments: object, with_package: bool = True) -> str:
         prelude = "import sys\n" if with_package else WITHOUT_PACKAGE
-        command = [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)]
-        process = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+        command = [hub_python, "-c", prelude + textwrap.dedent(code), *map(str, arguments)]
+        process = subprocess.run(command, cwd=tmp_path_factory.mktemp("folder"), capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         return process.stdout
 
@@ -547,7 +547,7 @@ assert "stellar_hf" not in sys.modules
 
 
 @pytest.fixture(scope="session")
-def pushed(hub, run_python, tiny_config, photograph, tmp_path_factory):
+def pushed(run_python, tiny_config, photograph, tmp_path_factory):
     """Folder of what one process with the package saved beside pushing it; `shared` in it went on no Hub."""
     folder = tmp_path_factory.mktemp("pushed")
     (folder / "shared").mkdir()
@@ -558,14 +558,14 @@ def pushed(hub, run_python, tiny_config, photograph, tmp_path_factory):
     pretrain += ["--hub_model_id", "tester/mosaics", "--max_steps=2", "--num_train_scenes=8", "--num_eval_scenes=16"]
     pretrain += ["--per_device_train_batch_size=4", "--use_cpu", "--disable_tqdm=true"]
     config, tables = tiny_config().to_json_string(), [json.dumps(table) for table in (HEADS, IN_FOLDERS)]
-    run_python(SAVE_AND_PUSH, folder, config, HAND_WRITTEN, *tables, json.dumps(list(map(str, pretrain))), hub=hub)
+    run_python(SAVE_AND_PUSH, folder, config, HAND_WRITTEN, *tables, json.dumps(list(map(str, pretrain))))
     return folder
 
 
 @pytest.fixture(scope="session")
-def loaded(pushed, hub, run_python):
+def loaded(pushed, run_python):
     """The same folder after a process without the package has loaded what was pushed and saved."""
-    run_python(LOAD, pushed, json.dumps(ON_HUB), json.dumps(IN_FOLDERS), hub=hub, with_package=False)
+    run_python(LOAD, pushed, json.dumps(ON_HUB), json.dumps(IN_FOLDERS), with_package=False)
     return pushed
 
 

@@ -40,7 +40,7 @@ def test_the_first_push_holds_pipeline_figure_and_results(hub, run_python, tmp_p
         "save_strategy": "no",
     }
     arguments = ["pretrain", "--use_cpu", "--push_to_hub", *(f"--{name}={value}" for name, value in flags.items())]
-    run_python("from stellar_hf.cli.__main__ import main; main()", *arguments, hub=hub)
+    run_python("from stellar_hf.cli.__main__ import main; main()", *arguments)
     files = hub.files("tester/tiny")
     assert {"model.safetensors", "pipeline/model_index.json", "reconstructions.png", "README.md"} <= set(files)
     assert "eval_psnr" in json.loads(files["all_results.json"])

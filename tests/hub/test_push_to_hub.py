@@ -87,7 +87,7 @@ def test_with_the_package_what_is_on_the_hub_needs_no_trust(pushed, hub, run_pyt
         assert all(torch.equal(weight, expected[name]) for name, weight in weights.items())
         assert pipe(image=Image.new("RGB", (50, 40))).images[0].size == (50, 40)
     """
-    run_python(code, pushed, hub=hub)
+    run_python(code, pushed)
 
 
 def test_pushed_pipeline_is_complete(hub, pushed):
