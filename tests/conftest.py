@@ -58,7 +58,7 @@ def golden_vq_weight(key: str, shape: list[int]) -> torch.Tensor:
 
 
 def pytest_collection_finish() -> None:
-    """Takes what libraries hold from the garbage collector: every training collects, and would go through all of it."""
+    """Takes what libraries hold from the garbage collector, which every training calls."""
     gc.collect()
     gc.freeze()
 
@@ -248,7 +248,7 @@ def make_python(tmp_path_factory) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
-def forking_python(make_python) -> Iterator[str]:
-    """An executable that behaves as Python does and has imported all large libraries, but not this package."""
-    with make_python() as executable:
+def forking_python(make_python, tmp_path_factory) -> Iterator[str]:
+    """An executable that behaves as Python does, offline, and has imported the large libraries, not this package."""
+    with make_python(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path_factory.mktemp("home"))) as executable:
         yield executable

@@ -115,7 +115,7 @@ def run(arguments: list[str], folder: str, environment: dict[str, str]) -> None:
 
 
 def end_after(function: Callable[[], None]) -> None:
-    """Ends the process as Python does after `function`, but does not tear down module by module, which takes seconds."""
+    """Ends the process as Python does after `function`, but does not take modules apart, which lasts seconds."""
     status = 0
     try:
         function()

@@ -32,13 +32,19 @@ LOADED = (
 )
 
 
-def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Runs `code` in a fresh interpreter that finds the same packages."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-c", f"import sys\n{code}", *arguments]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    return process
+@pytest.fixture(scope="module")
+def run(make_python):
+    """Runs `code` in a process of its own, which has imported nothing of Transformers, nor what imports it."""
+    libraries = ("torch._dynamo", "accelerate", "huggingface_hub.hf_api", "tokenizers", "PIL.Image", "scipy.optimize")
+    with make_python(libraries, TQDM_DISABLE="1") as python:
+
+        def run(code: str, *arguments: str) -> subprocess.CompletedProcess:
+            before = "import sys\nassert not {'transformers', 'stellar_hf'} & set(sys.modules)\n"
+            process = subprocess.run([python, "-c", before + code, *arguments], capture_output=True, text=True)
+            assert process.returncode == 0, process.stderr
+            return process
+
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,9 @@ def model_folder(tmp_path_factory, tiny_config):
 
 def test_importing_the_package_does_not_import_heavy_libraries():
     heavy = "{'torch', 'diffusers', 'transformers', 'datasets'}"
-    assert run(f"import stellar_hf; dir(stellar_hf); print({heavy} & set(sys.modules))").stdout == "set()\n"
+    code = f"import sys, stellar_hf; dir(stellar_hf); print({heavy} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.check_output([sys.executable, "-c", code], env=environment, text=True) == "set()\n"
 
 
 @pytest.mark.parametrize(
@@ -64,14 +72,14 @@ def test_importing_the_package_does_not_import_heavy_libraries():
     ],
     ids=["package first", "Auto classes first", "another model between", "module of models"],
 )
-def test_auto_classes_resolve_whatever_the_order_of_imports(model_folder, imports):
+def test_auto_classes_resolve_whatever_the_order_of_imports(run, model_folder, imports):
     """Also a folder of pre-training loads as the plain model without a word about the weights that it leaves out."""
     process = run(imports + LOAD, model_folder)
     assert process.stdout == LOADED
     assert process.stderr == ""
 
 
-def test_auto_classes_resolve_where_a_broken_torchvision_is_hidden(model_folder, tmp_path):
+def test_auto_classes_resolve_where_a_broken_torchvision_is_hidden(run, model_folder, tmp_path):
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision/__init__.py").write_text("raise RuntimeError('built for another torch')")
     metadata = tmp_path / "torchvision-0.1.dist-info/METADATA"

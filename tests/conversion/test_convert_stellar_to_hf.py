@@ -3,10 +3,8 @@
 """Released checkpoints become folders of Transformers; every key counts, and wrong input gets one sentence."""
 
 import json
-import os
 import pickle
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -316,12 +314,11 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(
     assert (wrong_files / "full" / "precious.txt").read_text() == "mine"
 
 
-def test_module_runs_and_explains_a_failed_download(tmp_path):
+def test_module_runs_and_explains_a_failed_download(forking_python, tmp_path):
     """Without a connection or a cached file the released names fail clearly."""
     module = "stellar_hf.conversion.convert_stellar_to_hf"
     process = subprocess.run(
-        [sys.executable, "-m", module, "stellar-b16", "--output", str(tmp_path / "out")],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        [forking_python, "-m", module, "stellar-b16", "--output", str(tmp_path / "out")],
         capture_output=True,
         text=True,
     )

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 import subprocess
-import sys
 import textwrap
 import threading
 from collections.abc import Callable

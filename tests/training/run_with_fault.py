@@ -7,8 +7,7 @@ A short training in a process of its own, to which something happens; the same c
 
 Faults, all with the step that they happen at and, optionally, the rank that they happen to (0 if not given):
 `kill` after the step, `kill in save` while its checkpoint is written, `interrupt` and `terminate` before the step,
-`kill worker` of the data loader. What the training ended with is written to `said_<rank>.txt` in the folder. Variables
-of `environment` are set first: by those of a launcher it is one of several processes.
+`kill worker` of the data loader. What the training ended with is written to `said_<rank>.txt` in the folder.
 """
 
 import json
@@ -85,12 +84,6 @@ def collate(examples):
 
 def main(folder: str, arguments: str) -> None:
     arguments = json.loads(arguments)
-    os.environ.update(arguments.pop("environment", {}))
-    torch.set_num_threads(1)
-    # Under nohup and in the background of a shell, Ctrl-C is ignored, and would be here.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    # As in a process that was started from a shell: workers of a fork server would outlive a kill.
-    multiprocessing.set_start_method("fork", force=True)
     settings = {
         "output_dir": f"{folder}/run",
         "per_device_train_batch_size": 2,
@@ -125,4 +118,4 @@ def main(folder: str, arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*globals().get("ARGUMENTS", sys.argv[1:]))
+    main(*sys.argv[1:])

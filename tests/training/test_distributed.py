@@ -5,13 +5,11 @@
 import os
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import stellar_hf
 from stellar_hf import StellarForPreTraining
 from stellar_hf.modeling_stellar import LOSS_TERMS
 
@@ -23,19 +21,14 @@ GLOBAL_VALUES = (*LOSS_TERMS, "prototype_entropy", "slot_information", "token_di
 
 
 @pytest.fixture(scope="module")
-def launch(tiny_config, tmp_path_factory):
+def launch(forking_python, tiny_config, tmp_path_factory):
     """Lets processes do tasks of the script; returns its folder and each task's results, one of each process."""
 
     def run(num_processes, *tasks, **settings):
         folder = tmp_path_factory.mktemp("processes")
         tiny_config().save_pretrained(folder)
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(Path(stellar_hf.__file__).parents[1]),
-            "OMP_NUM_THREADS": "1",
-            **(settings or {"ACCELERATE_USE_CPU": "1"}),
-        }
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+        environment = {**os.environ, "PYTHON_EXEC": forking_python, **(settings or {"ACCELERATE_USE_CPU": "1"})}
+        launcher = [forking_python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
         done = subprocess.run(
             [*launcher, str(SCRIPT), str(folder), *tasks], env=environment, capture_output=True, text=True, timeout=600
         )

@@ -3,9 +3,7 @@
 """Whatever happens to a training, its last checkpoint is whole, and the same command goes on from it bit for bit."""
 
 import json
-import multiprocessing
 import os
-import runpy
 import shutil
 import signal
 import socket
@@ -27,33 +25,26 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def start():
-    """Starts a training in processes that are forked from one which has only imported the package."""
+def start(forking_python):
+    """Starts a training in processes of its own."""
     every = []
-    context = multiprocessing.get_context("forkserver")
-    # Modules, since the packages import none of theirs until a name is used.
-    context.set_forkserver_preload(
-        ["stellar_hf.training.trainer", "stellar_hf.data.views", "transformers.integrations"]
-    )
 
     def start(folder, fault=None, num_processes=1, **settings):
         folder.mkdir(exist_ok=True)
         launched = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        command = [forking_python, SCRIPT, str(folder), json.dumps({**settings, "fault": fault})]
         processes = []
         for rank in map(str, range(num_processes)):
             environment = {**launched, "RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "1"}
-            settings["environment"] = environment if num_processes > 1 else {}
-            # Not a function of this module, which the process could not import wherever the tests are started from.
-            arguments = [str(folder), json.dumps({**settings, "fault": fault})]
-            script = {"run_name": "__main__", "init_globals": {"ARGUMENTS": arguments}}
-            processes.append(context.Process(target=runpy.run_path, args=(SCRIPT,), kwargs=script))
-            processes[-1].start()
+            environment = {**os.environ, **(environment if num_processes > 1 else {})}
+            processes.append(subprocess.Popen(command, env=environment))
         every.extend(processes)
         return processes
 
     yield start
     for process in every:
         process.kill()
+        process.wait()
 
 
 def free_port():
@@ -68,10 +59,7 @@ def train(start):
 
     def train(folder, fault=None, num_processes=1, **settings):
         processes = start(folder, fault, num_processes, **settings)
-        for process in processes:
-            process.join(timeout=200)
-            assert process.exitcode is not None, "The training hangs."
-        statuses = [process.exitcode for process in processes]
+        statuses = [process.wait(timeout=200) for process in processes]
         return statuses[0] if num_processes == 1 else statuses, (folder / "said_0.txt").read_text()
 
     return train
@@ -158,12 +146,12 @@ def test_epochs_that_are_interrupted_are_logged_and_saved_once(train, tmp_path):
 def test_a_second_training_in_the_same_folder_is_refused_until_the_first_has_ended(start, train, tmp_path):
     (first,) = start(tmp_path, max_steps=100000, save_strategy="no", dataloader_num_workers=1)
     while not list((tmp_path / "run").glob("_training.lock")):
-        assert first.exitcode is None
+        assert first.poll() is None
         time.sleep(0.05)
     status, said = train(tmp_path, max_steps=1)
-    assert status == 1 and f"Another training is running in {tmp_path}/run (process {first.pid} on " in said
+    assert status == 1 and f"Another training is running in {tmp_path}/run (process " in said
     first.kill()
-    first.join()
+    first.wait()
     assert train(tmp_path, max_steps=1)[0] == 0
 
 
@@ -271,21 +259,18 @@ def test_a_file_that_one_process_lacks_ends_all(train, uninterrupted_on_two, tmp
     assert statuses == [1, 1] and "checkpoint-4 is damaged: rng_state_1.pth is missing" in said
 
 
-def test_ctrl_c_in_the_terminal_of_a_launcher_saves_one_checkpoint(tmp_path):
+def test_ctrl_c_in_the_terminal_of_a_launcher_saves_one_checkpoint(forking_python, tmp_path):
     """The launcher gets it as well, and passes it on to the processes, which have got it already."""
     settings = {"max_steps": 100000, "save_strategy": "no", "logging_steps": 1}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path), "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    command = [forking_python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     output = tmp_path / "output.txt"
     with output.open("w") as stream:
         process = subprocess.Popen(
             [*command, SCRIPT, str(tmp_path), json.dumps(settings)],
-            env={**os.environ, **environment},
+            env={**os.environ, "ACCELERATE_USE_CPU": "1", "PYTHON_EXEC": forking_python},
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            # Where the tests run under nohup or in the background of a shell, it would be ignored.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         while "'loss'" not in output.read_text():
