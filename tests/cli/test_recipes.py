@@ -45,7 +45,7 @@ def pretrain():
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
-    for index in range(8):
+    for index in range(3):
         Image.fromarray(rng.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(folder / f"{index}.png")
     return folder
 

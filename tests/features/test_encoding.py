@@ -3,8 +3,6 @@
 """The one loop from images to features: any images, any model, broken files, several processes."""
 
 import copy
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -189,38 +187,17 @@ def test_processor_by_name(tmp_path):
     assert load_processor(tmp_path).to_dict()["size"] == CROPS.to_dict()["size"]
 
 
-PROCESSES = """
-import sys, torch
-from accelerate import Accelerator
-from stellar_hf import StellarForPreTraining, StellarImageProcessorPil
-from stellar_hf.data import load_images
-from stellar_hf.features import encode_images
-folder, photos = sys.argv[1:]
-accelerator = Accelerator(cpu=True)
-model, processor = StellarForPreTraining.from_pretrained(folder), StellarImageProcessorPil.from_pretrained(folder)
-calls = 0
-def count(*args):
-    global calls
-    calls += 1
-model.stellar.register_forward_hook(count)
-features = encode_images(
-    model, load_images(photos), processor, columns=["label"], batch_size=1, accelerator=accelerator
-)
-torch.save((features, calls), f"{folder}/features-{accelerator.process_index}.pt")
-accelerator.end_training()
-"""
+def encode_in_one_of_two(accelerator, model, photos):
+    """What a process gets, and how often its model was called."""
+    calls = []
+    model.stellar.register_forward_hook(lambda *args: calls.append(len(calls)))
+    options = {"columns": ["label"], "batch_size": 1, "accelerator": accelerator, "show_progress": False}
+    return encode_images(model, load_images(photos), CROPS, **options), len(calls)
 
 
-@pytest.mark.slow
-def test_processes_give_what_one_gives_in_equally_many_steps(model, images, photos, tmp_path):
+def test_processes_give_what_one_gives_in_equally_many_steps(two_processes, model, images, photos):
     """Steps are equally many also where a process has nothing but a broken image."""
-    model.save_pretrained(tmp_path)
-    CROPS.save_pretrained(tmp_path)
-    (tmp_path / "script.py").write_text(PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(tmp_path / "script.py")]
-    subprocess.run([*command, str(tmp_path), str(photos)], check=True, timeout=300)
     expected = encode_images(model, images, CROPS, columns=["label"], show_progress=False)
-    for process in range(2):
-        features, calls = torch.load(tmp_path / f"features-{process}.pt", weights_only=False)
+    for features, calls in two_processes(encode_in_one_of_two, model, photos):
         assert_equal(features, expected)
         assert features.columns == expected.columns and list(features.unreadable) == [2] and calls == 4
