@@ -27,19 +27,43 @@ def example(batch: int = 3, patches: int = 16, tokens: int = 5, size: tuple[int,
 
 def test_figure_has_a_row_per_image_and_a_column_per_token():
     figure = plot_reconstructions(*example(), num_images=2)
-    assert len(figure.axes) == 2 * (3 + 5)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert titles == ["image", "reconstruction", "tokens", "0", "1", "2", "3", "4"]
-    assert not any(axes.axison for axes in figure.axes)
+    (axes,) = figure.axes  # axes of its own for each panel would take a second and more for each figure
+    lefts, _, bottoms, _ = zip(*(panel.get_extent() for panel in axes.images), strict=True)
+    assert (len(axes.images), len(set(lefts)), len(set(bottoms))) == (2 * (3 + 5), 3 + 5, 2)
+    names = ["image", "reconstruction", "tokens", "0", "1", "2", "3", "4"]
+    assert [text.get_text() for text in axes.texts] == names
+    for text, panel in zip(axes.texts, axes.images, strict=False):
+        left, right, _, top = panel.get_extent()
+        assert left < text.get_position()[0] < right and text.get_position()[1] > top
+    assert not axes.axison
 
 
 def test_figure_shows_images_reconstructions_and_maps_themselves():
     images, reconstructions, localization = example()
-    panels = [axes.images[0] for axes in plot_reconstructions(images, reconstructions, localization).axes]
-    np.testing.assert_allclose(panels[0].get_array(), images[0].permute(1, 2, 0))
-    np.testing.assert_allclose(panels[1].get_array(), reconstructions[0].clamp(0, 1).permute(1, 2, 0))
-    np.testing.assert_allclose(panels[3].get_array(), localization[0, :, 0].view(4, 4))
-    assert {panel.get_clim() for panel in panels[3:8]} == {(0, 1)}
+    localization[0, :, 0], localization[0, :, 1] = torch.arange(16) / 15, 1 - torch.arange(16) / 15
+    localization[0, :, 2:] = 0
+    (axes,) = plot_reconstructions(images, reconstructions, localization).axes
+    panels = [panel.get_array() for panel in axes.images]
+    np.testing.assert_allclose(panels[0], images[0].permute(1, 2, 0))
+    np.testing.assert_allclose(panels[1], reconstructions[0].clamp(0, 1).permute(1, 2, 0))
+    first, second, absent = panels[3:6]
+    for token, brightest in ((first, (3, 3)), (second, (0, 0))):
+        np.testing.assert_allclose(token[brightest], token_palette(5)[int(token is second)], atol=1e-6)
+        assert len(np.unique(token.sum(axis=-1).round(5))) == 16  # brighter with every step of the map
+    np.testing.assert_allclose(absent, np.broadcast_to(first[0, 0], absent.shape), atol=1e-6)
+    assert first[0, 0].max() < 0.2
+
+
+def test_figure_draws_each_panel_at_its_place():
+    images = torch.zeros(2, 3, 16, 32)
+    images[0, 0], images[1, 2] = 1, 1  # red, and blue below it
+    figure = plot_reconstructions(images, 1 - images, torch.full((2, 8, 3), 1 / 3), grid_size=(2, 4))
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    drawn = Image.open(file).convert("RGB")
+    for panel, color in zip(figure.axes[0].images[::6], [(255, 0, 0), (0, 0, 255)], strict=True):
+        left, right, bottom, top = panel.get_extent()  # in inches from the lower left corner
+        assert drawn.getpixel((int(50 * (left + right)), drawn.height - int(50 * (bottom + top)))) == color
 
 
 def test_figure_saves_to_png_without_pyplot(monkeypatch):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,7 +15,10 @@ from torch import Tensor
 from .localization_stellar import token_maps, upsample_maps
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_BACKGROUND = np.array([21, 21, 26]) / 255  # of a token's map, where the token is not
 
 
 def token_palette(num_tokens: int) -> np.ndarray:
@@ -108,9 +111,6 @@ def plot_reconstructions(
         ValueError: If numbers or shapes disagree, or the grid is unknown.
         ImportError: If matplotlib is missing.
     """
-    Figure = _figure_class()
-    from matplotlib.colors import LinearSegmentedColormap
-
     if num_images < 1:
         raise ValueError(f"num_images is {num_images}, but a figure needs at least 1.")
     _check_localization(localization, expected_ndim=3)
@@ -127,32 +127,22 @@ def plot_reconstructions(
     upsampled = upsample_maps(maps, size)
     winners = F.one_hot(upsampled.argmax(dim=1), num_tokens).permute(0, 3, 1, 2).float()
     palette = token_palette(num_tokens)
-    colormaps = [
-        LinearSegmentedColormap.from_list(f"token {i}", ["#15151a", color]) for i, color in enumerate(palette)
-    ]
+    tinted = _BACKGROUND + maps.unsqueeze(-1).numpy() * (palette[:, None, None] - _BACKGROUND)
 
     # Layout in inches: cells of the images' aspect, a wider gap between the images and the maps, titles above.
     cell, gap, title = 0.9, 0.06, 0.24
     cell_height = cell * size[0] / size[1]
-    width = (3 + num_tokens) * (cell + gap) + 3 * gap
+    lefts = [gap + column * (cell + gap) + (2 * gap if column >= 3 else 0) for column in range(3 + num_tokens)]
     height = title + num_rows * (cell_height + gap)
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-
-    def draw(row: int, column: int, name: str, panel: np.ndarray, **options: Any) -> None:
-        left = gap + column * (cell + gap) + (2 * gap if column >= 3 else 0)
-        bottom = height - title - row * (cell_height + gap) - cell_height
-        axes = figure.add_axes((left / width, bottom / height, cell / width, cell_height / height))
-        axes.set_axis_off()
-        axes.imshow(panel, interpolation="nearest", aspect="auto", **options)
-        if row == 0:
-            axes.set_title(name, fontsize=8, color="#333333", pad=4)
-
+    figure, axes = _canvas(lefts[-1] + cell + gap, height)
+    for left, name in zip(lefts, ["image", "reconstruction", "tokens", *map(str, range(num_tokens))], strict=True):
+        axes.text(left + cell / 2, height - title + gap, name, fontsize=8, color="#333333", ha="center")
     for row in range(num_rows):
-        draw(row, 0, "image", image_pixels[row])
-        draw(row, 1, "reconstruction", reconstruction_pixels[row].clip(0, 1))
-        draw(row, 2, "tokens", _blend(image_pixels[row], winners[row], palette, 0.6))
-        for token, colormap in enumerate(colormaps):
-            draw(row, 3 + token, str(token), maps[row, token].numpy(), cmap=colormap, vmin=0, vmax=1)
+        bottom = height - title - row * (cell_height + gap) - cell_height
+        segmented = _blend(image_pixels[row], winners[row], palette, 0.6)
+        panels = [image_pixels[row], reconstruction_pixels[row].clip(0, 1), segmented, *tinted[row].clip(0, 1)]
+        for left, panel in zip(lefts, panels, strict=True):
+            _put(axes, panel, left, bottom, cell, cell_height)
     return figure
 
 
@@ -219,7 +209,6 @@ def plot_image_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], column_na
         ValueError: If a row has another number of images, or there is none.
         ImportError: If matplotlib is missing.
     """
-    Figure = _figure_class()
     if not rows or not column_names:
         raise ValueError("There is no image to draw: pass one row and one column at least.")
     for name, images in rows:
@@ -230,20 +219,15 @@ def plot_image_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], column_na
     cell_height = cell * first.height / first.width
     width = margin + len(column_names) * (cell + gap)
     height = title + len(rows) * (cell_height + gap)
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))  # a single one, in inches: axes for each image take seconds
-    axes.set_axis_off()
+    figure, axes = _canvas(width, height)
     for row, (row_name, images) in enumerate(rows):
         bottom = height - title - row * (cell_height + gap) - cell_height
         axes.text(margin - 0.08, bottom + cell_height / 2, row_name, fontsize=6, ha="right", va="center")
         for column, image in enumerate(images):
-            left = margin + column * (cell + gap)
-            place = (left, left + cell, bottom, bottom + cell_height)
-            axes.imshow(image, interpolation="nearest", aspect="auto", extent=place)
+            _put(axes, image, margin + column * (cell + gap), bottom, cell, cell_height)
     for column, name in enumerate(column_names):
         left, bottom = margin + column * (cell + gap) + 0.1 * cell, height - title + gap
         axes.text(left, bottom, name.replace("_", " "), fontsize=6, color="#333333", rotation=35)
-    axes.set(xlim=(0, width), ylim=(0, height))
     return figure
 
 
@@ -298,6 +282,19 @@ def _figure_class() -> type[Figure]:
     except ImportError as error:
         raise ImportError('Figures need matplotlib; install it with: pip install "stellar_hf[viz]"') from error
     return Figure
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure and its only axes, whose coordinates are inches: axes for each image would take seconds."""
+    figure = _figure_class()(figsize=(width, height), dpi=150, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _put(axes: Axes, panel: np.ndarray | Image.Image, left: float, bottom: float, width: float, height: float) -> None:
+    place = (left, left + width, bottom, bottom + height)
+    axes.imshow(panel, interpolation="nearest", aspect="auto", extent=place)
 
 
 def _blend(pixels: np.ndarray, maps: Tensor, palette: np.ndarray, strength: float) -> np.ndarray:
