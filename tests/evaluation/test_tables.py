@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from stellar_hf.evaluation import Metric, Result, build_tables, format_markdown, format_models
+from stellar_hf.evaluation import METRICS, Metric, Result, build_tables, format_markdown, format_models
 from stellar_hf.evaluation.tables import bar_panels
 from stellar_hf.visualization import plot_results
 
@@ -62,6 +62,13 @@ def test_what_uses_nothing_of_the_model_is_a_baseline():
     assert table.rows[0].below == {"accuracy"}
 
 
+def test_a_number_is_compared_with_columns_beside_it():
+    columns = {"knn": {"psnr": Metric("PSNR", decimals=0, beside=("jpeg",)), "jpeg": Metric("JPEG", decimals=0)}}
+    found = {"many bits": {"psnr": 26, "jpeg": 30}, "few bits": {"psnr": 20, "jpeg": 18}, "none": {"psnr": 10}}
+    text = format_markdown(build_tables([result("mine", found)], columns))
+    assert [row[2:] for row in cells(text)[2:]] == [["26 ↓", "30"], ["20", "18"], ["10", "–"]]
+
+
 def test_seeds_become_a_mean_and_a_deviation():
     results = [result("mine", {"cls": {"accuracy": value}}, seed=seed) for seed, value in enumerate((0.4, 0.5, 0.6))]
     text = format_markdown(build_tables(results, COLUMNS))
@@ -75,11 +82,11 @@ def test_what_was_measured_on_other_data_is_another_table():
     assert text.count("### knn") == 2 and "### knn, photographs" in text
 
 
-def test_numbers_without_a_column_and_undefined_ones_are_shown():
+def test_undefined_numbers_and_tasks_without_columns():
     found = {"cls": {"accuracy": math.nan, "other_number": 1 / 3}}
-    text = format_markdown(build_tables([result("mine", found)], COLUMNS))
-    assert cells(text)[0] == ["", "", "top-1 %", "other number"]
-    assert cells(text)[2] == ["**mine**", "cls", "–", "0.333"]
+    text = format_markdown(build_tables([result("mine", found), result("mine", found, task="new")], COLUMNS))
+    assert cells(text)[0] == ["", "", "top-1 %"] and cells(text)[2] == ["**mine**", "cls", "–"]
+    assert cells(text)[3] == ["", "", "accuracy", "other number"] and cells(text)[5][2:] == ["–", "0.333"]
 
 
 def test_models_are_described_once():
@@ -88,6 +95,13 @@ def test_models_are_described_once():
         "- **mine**: StellarModel, weights abc, float32; images: resize shortest edge 32; crop height 32, width 32; "
         "resampling bicubic"
     )
+
+
+def test_every_task_has_columns():
+    assert set(METRICS) == {
+        *("knn", "linear", "segmentation", "reconstruction", "objects", "disentanglement", "retrieval")
+    }
+    assert all(columns for columns in METRICS.values())
 
 
 def test_figure_has_a_panel_for_each_task_with_a_bar_for_each_row():

@@ -18,13 +18,16 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from .. import DEMO_MODEL
 from ..evaluation import (
     EvaluationData,
+    ReconstructionMetrics,
     Result,
     ResultFile,
     RunSettings,
@@ -49,6 +52,8 @@ from .parser import CommandParser
 from .process import errors_in_a_sentence
 
 RESULTS_NAME = "results.json"
+# Training scenes whose patches are neighbours in the segmentation by kNN, which takes minutes otherwise.
+NUM_EMBEDDED_NEIGHBOURS = 100
 
 
 @dataclass
@@ -91,7 +96,7 @@ class EvaluationArguments:
     )
     max_train_images: int | None = field(default=None, metadata={"help": "Learn from at most so many images."})
     max_test_images: int | None = field(default=None, metadata={"help": "Measure at most so many images."})
-    num_scenes: int = field(default=1000, metadata={"help": "Embedded scenes, where no images are given."})
+    num_scenes: int = field(default=500, metadata={"help": "Embedded scenes, where no images are given."})
     seeds: list[int] = field(
         default_factory=lambda: [0],
         metadata={"help": "Of scenes, probes and untrained networks; tables show mean and deviation of several."},
@@ -102,6 +107,38 @@ class EvaluationArguments:
             "help": "Whether to measure also what was never trained, and an untrained network of each model; by "
             "default on the embedded scenes."
         },
+    )
+    linear_probe: str | None = field(
+        default=None,
+        metadata={
+            "help": "'closed', logistic regression on features that are computed once, or 'paper', random crops and "
+            "many learning rates; by default the latter for presets alone."
+        },
+    )
+    num_segments: int | None = field(
+        default=None,
+        metadata={"help": "Segments for objects; by default one more than an image has objects on average."},
+    )
+    perceptual_metrics: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether to measure LPIPS and rFID, too, whose networks are downloaded; by default for presets "
+            "alone."
+        },
+    )
+    compression_images: int = field(
+        default=32,
+        metadata={
+            "help": "Images at most on which S and L are compared with JPEG, palettes and patch means of as many "
+            "bits; 0 for none."
+        },
+    )
+    reconstruction_probes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Train fresh decoders on frozen features and measure these: low_rank (Z), dense (D)."},
+    )
+    vq_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Tokenizer, for models that reconstruct its codes."}
     )
     output_dir: str = field(default="stellar-evaluation", metadata={"help": "Folder of the results."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Measure again what is in output_dir."})
@@ -127,6 +164,10 @@ class EvaluationArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1.")
+        if self.linear_probe not in (None, "closed", "paper"):
+            raise ValueError(f"linear_probe is {self.linear_probe!r}, but must be 'closed' or 'paper'.")
+        if unknown := set(self.reconstruction_probes) - {"low_rank", "dense"}:
+            raise ValueError(f"reconstruction_probes has {min(unknown)!r}, but there are only low_rank and dense.")
         if not self.seeds or min(self.seeds) < 0:
             raise ValueError(f"seeds are {self.seeds}, but at least one is needed, and none may be negative.")
         if self.update_model_card and (
@@ -158,20 +199,21 @@ def parse_arguments(argv: list[str]) -> EvaluationArguments:
 def run(args: EvaluationArguments) -> None:
     logging.disable_progress_bar()  # of loading models
     accelerator = patient_accelerator()
+    for name in args.model_name_or_path:
+        AutoConfig.from_pretrained(name)  # what is not there is better known before scenes are rendered
     results = open_results(args, accelerator)
-    found = []
+    found: list[Result] = []
     for seed in args.seeds:
         with accelerator.main_process_first():
             data = open_data(args, seed)
-        for result in evaluate_models(
+        found += evaluate_models(
             load_subjects(args, accelerator),
             data,
             tasks=args.tasks or None,
             settings=settings_of(args, seed, accelerator),
             results=results,
             baselines=args.with_baselines,
-        ):
-            found.append(result)
+        )
     if accelerator.is_main_process:
         report(args, found)
     accelerator.end_training()
@@ -207,12 +249,36 @@ def load_subjects(args: EvaluationArguments, accelerator: Accelerator) -> Iterat
 
 
 def settings_of(args: EvaluationArguments, seed: int, accelerator: Accelerator) -> RunSettings:
+    """How the arguments want tasks to be measured; networks that they need are on the accelerator's device."""
+    linear_probe: Any = args.linear_probe or ("paper" if args.preset else "closed")
+    probes: Any = args.reconstruction_probes
     return RunSettings(
         seed=seed,
         batch_size=args.batch_size,
         num_workers=args.dataloader_num_workers,
+        linear_probe=linear_probe,
+        num_segments=args.num_segments,
+        knn_segmentation_images=NUM_EMBEDDED_NEIGHBOURS if args.is_embedded else None,
+        reconstruction_metrics=_reconstruction_metrics(args),
+        compression_images=args.compression_images,
+        reconstruction_probes=probes,
+        vq_model=_load_tokenizer(args, accelerator),
         accelerator=accelerator,
     )
+
+
+def _reconstruction_metrics(args: EvaluationArguments) -> ReconstructionMetrics | None:
+    is_asked_for = bool(args.preset) if args.perceptual_metrics is None else args.perceptual_metrics
+    is_needed = not args.tasks or "reconstruction" in args.tasks
+    return ReconstructionMetrics() if is_asked_for and is_needed else None
+
+
+def _load_tokenizer(args: EvaluationArguments, accelerator: Accelerator) -> Any:
+    if args.vq_model_name_or_path is None:
+        return None
+    from .. import MaskGitVQModel  # here, since it imports Diffusers
+
+    return MaskGitVQModel.from_pretrained(args.vq_model_name_or_path).to(accelerator.device).eval()
 
 
 def open_results(args: EvaluationArguments, accelerator: Accelerator) -> ResultFile:

@@ -237,7 +237,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def load_embedded_data(
-    num_scenes: int = 1000, split: str = "test", seed: int = 0, tasks: Sequence[str] | None = None
+    num_scenes: int = 500, split: str = "test", seed: int = 0, tasks: Sequence[str] | None = None
 ) -> EvaluationData:
     """Makes the embedded tabletop scenes: classification of the material on scenes of one object, everything else on
     scenes of two to four.
@@ -259,8 +259,8 @@ def load_embedded_data(
     def scenes(name: str, num_objects: int | None, **fields: Any) -> Splits:
         return Splits(
             name=name,
-            train=load_tabletop_scenes("train", 2 * num_scenes, seed=seed, num_objects=num_objects),
             test=load_tabletop_scenes(split, num_scenes, seed=seed, num_objects=num_objects),
+            train=load_tabletop_scenes("train", 2 * num_scenes, seed=seed, num_objects=num_objects),
             source={"train_split": "train", "test_split": split},
             **fields,
         )
@@ -339,7 +339,7 @@ def load_preset(
         dataset_id = None if os.path.exists(dataset_id) else dataset_id
     for part in parts:
         _require(part, preset.title, preset.image_column, preset.label_column, preset.mask_column)
-    mask_column, read_mask = preset.mask_column, preset.read_mask
+    mask_column, read_mask = str(preset.mask_column), preset.read_mask
     whole = Splits(
         name=preset.title,
         train=_evenly(parts[0], max_train_images),
@@ -348,7 +348,7 @@ def load_preset(
         dataset_id=dataset_id,
         image_column=preset.image_column,
         label_column=preset.label_column,
-        mask_column=mask_column,
+        mask_column=preset.mask_column,
         read_classes=None if read_mask is None else (lambda row: read_mask(row[mask_column])),
         num_classes=preset.num_classes,
     )

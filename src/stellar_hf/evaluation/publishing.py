@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, eval_result_entries_to_yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from ..hub_stellar import edit_model_card, replace_text
 from .protocol import Result
@@ -74,7 +74,7 @@ def update_model_card(
     """
     tables = format_markdown(build_tables(results, metrics))
 
-    def edit(card: ModelCard) -> None:
+    def edit(card: Any) -> None:
         card.data.model_name = card.data.model_name or Path(folder).absolute().name
         kept = list(card.data.eval_results or [])
         for result in results:

@@ -16,7 +16,8 @@ BELOW_BASELINE = "↓"
 _NOTE = f"{BELOW_BASELINE}: not above the best baseline that was never trained."
 
 # Variants of a model's result that use nothing of what it learned.
-CONTROLS = ("uniform L",)
+UNIFORM, CHANCE = "uniform L", "chance"
+CONTROLS = (UNIFORM, CHANCE)
 
 # Orders rows: models first, what they are compared with below.
 _KINDS = ("model", "untrained", "baseline")
@@ -31,12 +32,14 @@ class Metric:
         factor: From the number to the unit.
         decimals: Digits after the point.
         higher_is_better: Direction; None where neither is, as for a number of bits.
+        beside: Columns of the same row that hold what was never trained and has to be surpassed.
     """
 
     title: str
     factor: float = 1.0
     decimals: int = 3
     higher_is_better: bool | None = True
+    beside: tuple[str, ...] = ()
 
     def text(self, value: float, spread: float | None = None) -> str:
         if math.isnan(value):
@@ -92,7 +95,7 @@ def build_tables(results: Iterable[Result], metrics: Mapping[str, Mapping[str, M
 
     Args:
         results: Of any models and tasks.
-        metrics: Columns by task; what a task measures besides them comes after them.
+        metrics: Columns by task; of a task that is not among them, all numbers are shown.
 
     Returns:
         A table for each task and data set, in the order of the results.
@@ -124,7 +127,7 @@ def _build_table(results: Sequence[Result], metrics: Mapping[str, Metric]) -> Ta
     grouped = dict(sorted(grouped.items(), key=lambda item: _KINDS.index(item[0][1])))
     known = dict.fromkeys(name for values in grouped.values() for one in values for name in one)
     columns = {name: metrics[name] for name in metrics if name in known}
-    columns |= {name: Metric(name.replace("_", " ")) for name in known if name not in columns}
+    columns = columns or {name: Metric(name.replace("_", " ")) for name in known}
     rows = [_mean_row(*key, values) for key, values in grouped.items()]
     best = {name: _best_baseline(rows, name, column) for name, column in columns.items()}
     first = results[0]
@@ -163,7 +166,8 @@ def _marked(row: Row, columns: Mapping[str, Metric], best: Mapping[str, float | 
         return row
 
     def is_below(name: str, value: float) -> bool:
-        bar = best[name]
+        bars = [row.values[other] for other in columns[name].beside if other in row.values] if name in columns else []
+        bar = max(bars) if bars else best.get(name)
         if bar is None:
             return False
         return value <= bar if columns[name].higher_is_better else value >= bar

@@ -16,8 +16,8 @@ import difflib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,9 +29,13 @@ from transformers.utils import logging
 from ..configuration_stellar import StellarConfig
 from ..features import ImageFeatures, encode_images, load_processor, model_features
 from ..modeling_stellar import StellarForImageReconstruction
-from .baselines import BASELINES, KMeansSegments, TrainingFreeEncoder, uniform_localization
+from .baselines import BASELINES, KMeansSegments, TrainingFreeEncoder
+from .classification import class_names, match_classes
+from .compression import BASELINES as DESCRIPTIONS
+from .compression import compression_rows
+from .disentanglement import SceneObjects, what_and_where
 from .knn import knn_accuracy
-from .linear import linear_probe_accuracy
+from .linear import linear_probe_accuracy, train_linear_probes
 from .objects import object_features, object_scores, segmentations
 from .presets import EvaluationData, Splits, with_paper_transform
 from .protocol import (
@@ -42,7 +46,14 @@ from .protocol import (
     processor_protocol,
     weights_fingerprint,
 )
+from .reconstruction import (
+    ReconstructionMetrics,
+    ReconstructionProbe,
+    reconstruction_scores,
+    train_reconstruction_probe,
+)
 from .representations import image_representations
+from .retrieval import retrieval_scores
 from .segmentation import (
     dense_features,
     knn_segmentation_scores,
@@ -50,7 +61,7 @@ from .segmentation import (
     segmentation_probe_scores,
     train_segmentation_probe,
 )
-from .tables import CONTROLS, Metric
+from .tables import CHANCE, UNIFORM, Metric
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -60,6 +71,8 @@ logger = logging.get_logger(__name__)
 # Above so many images, single tokens are left out, which take r times the memory of one vector.
 _TOKENS_UP_TO = 50_000
 _KMEANS_SEGMENTS = range(2, 9)
+_SEGMENTATION_BATCH = 64  # images of a step
+_RETRIEVED = (1, 5, 10)
 _LEAST_AREA = 10  # visible pixels of an object that is asked for
 
 
@@ -108,9 +121,8 @@ def load_subject(
     config = AutoConfig.from_pretrained(name_or_path)
     model: Any = None
     if isinstance(config, StellarConfig):
-        model, info = StellarForImageReconstruction.from_pretrained(
-            name_or_path, dtype=dtype, output_loading_info=True
-        )
+        load: Any = StellarForImageReconstruction.from_pretrained
+        model, info = load(name_or_path, dtype=dtype, output_loading_info=True)
         if any("decoder" in key for key in info["missing_keys"]):
             model = None  # an encoder alone
     if model is None:
@@ -139,8 +151,17 @@ class RunSettings:
         batch_size: Images of a forward pass.
         num_workers: Processes that read images.
         num_neighbours: k of kNN.
+        linear_probe: "closed", logistic regression on features that are computed once, or "paper", the recipe with
+            random crops and many learning rates.
         num_segments: Segments into which tokens and patches are grouped for `objects`; by default one for the ground
             and one for each object that an image has on average.
+        knn_segmentation_images: Training images at most whose patches are neighbours in the kNN of `segmentation`, at
+            equal distances; all of them by default.
+        reconstruction_metrics: What `reconstruction` measures, with its networks; PSNR and SSIM by default.
+        compression_images: Test images at most on which S and L are compared with other descriptions of as many bits,
+            at equal distances; 0 leaves that out.
+        reconstruction_probes: Of "low_rank" and "dense": fresh decoders that are trained on frozen features.
+        vq_model: Tokenizer of the models that reconstruct codes.
         accelerator: Splits the images over its processes; only the main one writes.
         show_progress: Whether to show progress bars.
     """
@@ -149,7 +170,13 @@ class RunSettings:
     batch_size: int = 64
     num_workers: int = 0
     num_neighbours: int = 20
+    linear_probe: Literal["closed", "paper"] = "closed"
     num_segments: int | None = None
+    knn_segmentation_images: int | None = None
+    reconstruction_metrics: ReconstructionMetrics | None = None
+    compression_images: int = 32
+    reconstruction_probes: Sequence[Literal["low_rank", "dense"]] = ()
+    vq_model: Any = None
     accelerator: Accelerator | None = None
     show_progress: bool = True
     _cache: dict[tuple, Any] = field(default_factory=dict, repr=False)
@@ -157,6 +184,16 @@ class RunSettings:
     @property
     def is_main_process(self) -> bool:
         return self.accelerator is None or self.accelerator.is_main_process
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What every pass over images takes."""
+        return {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "accelerator": self.accelerator,
+            "show_progress": self.show_progress and self.is_main_process,
+        }
 
     def encode(self, subject: Subject, splits: Splits, part: str, encode: Any, columns: Sequence[str] = ()):
         """Features of the images of a part, "train" or "test"; those of the last call are kept for the next task."""
@@ -172,11 +209,8 @@ class RunSettings:
                 encode=encode,
                 image_column=splits.image_column,
                 columns=columns,
-                batch_size=self.batch_size,
-                num_workers=self.num_workers,
-                accelerator=self.accelerator,
                 description=f"{subject.name}: {splits.name}, {part}",
-                show_progress=self.show_progress,
+                **self.loading,
             )
         return self._cache[key]
 
@@ -236,7 +270,8 @@ def evaluate_models(
         ValueError: If a task does not exist or the data lack a column for it, before anything is measured.
     """
     settings = settings or RunSettings()
-    chosen = [_task(name, data) for name in tasks or data.tasks]
+    wanted = [_task(name, data) for name in tasks or data.tasks]
+    chosen = [task for task in TASKS.values() if task in wanted]  # those of the same features one after the other
     beside: dict[str, tuple[Subject, list[Task]]] = {}
     for subject in subjects:
         yield from _measure_all(chosen, subject, data, settings, results)
@@ -356,52 +391,32 @@ def image_vectors(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
 
 
 def _classified(subject: Subject, splits: Splits, settings: RunSettings) -> _Classified:
-    column: Any = splits.label_column
-    encode = representations_of if len(splits.train) <= _TOKENS_UP_TO else image_vectors  # type: ignore[arg-type]
-    parts = [settings.encode(subject, splits, part, encode, [column]) for part in ("train", "test")]
-    train_labels, test_labels = class_numbers(
-        *(part.columns[column] for part in parts),
-        *(getattr(getattr(splits, part).features[column], "names", None) for part in ("train", "test")),
-    )
+    encode = representations_of if len(splits.train or ()) <= _TOKENS_UP_TO else image_vectors
+    parts = [settings.encode(subject, splits, part, encode, [str(splits.label_column)]) for part in ("train", "test")]
+    train_labels, test_labels = _matched_labels(parts, splits)
     return _Classified(parts[0].tensors, train_labels, parts[1].tensors, test_labels)
 
 
-def class_numbers(
-    train_labels: Sequence[int | str],
-    test_labels: Sequence[int | str],
-    train_names: Sequence[str] | None = None,
-    test_names: Sequence[str] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Classes as numbers that mean the same in both parts.
-
-    Args:
-        train_labels: Numbers or names of classes.
-        test_labels: The same of the images to measure on.
-        train_names: Names of numbered classes, where they are known.
-        test_names: Likewise. Where both are known, numbers are compared by their names: two folders may hold
-            different classes.
-
-    Returns:
-        int64 tensors (n,) and (m,).
+def _matched_labels(parts: Sequence[ImageFeatures], splits: Splits) -> tuple[Tensor, Tensor]:
+    """Classes (n,) and (m,) of the training and the test images, which mean the same in both.
 
     Raises:
-        ValueError: If an image has no class, or a class to measure is not among those to learn.
+        ValueError: If an image has no class, or one that the training images do not have.
     """
-    by_name = train_names is not None and test_names is not None
-    parts = []
-    for part, labels, names in (("train", train_labels, train_names), ("test", test_labels, test_names)):
-        if any(label is None or label == -1 for label in labels):
-            raise ValueError(f"An image of the {part} images has no class: choose a split with labels.")
-        parts.append([names[label] for label in labels] if by_name else list(labels))  # type: ignore[index]
-    numbers = {name: number for number, name in enumerate(sorted(set(parts[0])))}
-    unknown = sorted({str(name) for name in parts[1] if name not in numbers})
-    if unknown:
+    column: Any = splits.label_column
+    names = [class_names(part, column) for part in (splits.train, splits.test)]
+    matched = match_classes(parts[0].columns[column], parts[1].columns[column], *names)
+    if matched.unknown:
         raise ValueError(
-            f"Classes to measure are not among those of the training images: {', '.join(unknown[:5])}. Both need the "
-            "same classes, with the same names."
+            f"Classes to measure are not among those of the training images: {', '.join(matched.unknown[:5])}. Both "
+            "need the same classes, with the same names."
         )
-    train, test = (torch.tensor([numbers[name] for name in part]) for part in parts)
-    return train, test
+    for name, labels in (("train", matched.train_labels), ("test", matched.test_labels)):
+        if (labels < 0).any():
+            raise ValueError(
+                f"{int((labels < 0).sum())} of the {name} images have no class: choose a split with labels."
+            )
+    return matched.train_labels, matched.test_labels
 
 
 def _of_each(classified: _Classified, measure: Callable[..., float]) -> Metrics:
@@ -424,12 +439,74 @@ def _of_each(classified: _Classified, measure: Callable[..., float]) -> Metrics:
 def _measure_knn(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
     classified = _classified(subject, splits, settings)
     k = min(settings.num_neighbours, len(classified.train_labels))
-    return _of_each(classified, lambda *sets: knn_accuracy(*sets, k=k, accelerator=settings.accelerator))
+    return _of_each(classified, partial(knn_accuracy, k=k, accelerator=settings.accelerator))
 
 
 def _measure_linear(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
-    classified = _classified(subject, splits, settings)
-    return _of_each(classified, linear_probe_accuracy)
+    if settings.linear_probe == "closed":
+        return _of_each(_classified(subject, splits, settings), linear_probe_accuracy)
+    names = _representation_names(subject, splits)
+    probes = train_linear_probes(
+        subject.model,
+        subject.processor,
+        splits.train,
+        splits.test,
+        representations=names,
+        encode=representations_of,
+        image_column=splits.image_column,
+        label_column=str(splits.label_column),
+        seed=settings.seed,
+        **settings.loading,
+    )
+    return {
+        name.replace("_", " "): {"accuracy": probe.accuracy, "learning_rate": probe.learning_rate}
+        for name, probe in probes.items()
+    }
+
+
+def _representation_names(subject: Subject, splits: Splits) -> list[str]:
+    """What the model says of images as a whole, found out by a few of them, of which one may be broken."""
+    found = encode_images(
+        subject.model,
+        splits.test,
+        subject.processor,
+        encode=image_vectors,
+        rows=range(min(8, len(splits.test))),
+        image_column=splits.image_column,
+        show_progress=False,
+    )
+    return list(found.tensors)
+
+
+def _measure_retrieval(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
+    """Images of the test part ask for training images of their class; without these, for other test images."""
+    if splits.train is None:
+        vectors = settings.encode(subject, splits, "test", representations_of, [str(splits.label_column)])
+        labels, _ = _matched_labels([vectors, vectors], replace(splits, train=splits.test))
+        classified = _Classified(vectors.tensors, labels, vectors.tensors, labels)
+    else:
+        classified = _classified(subject, splits, settings)
+    exclude = torch.arange(len(classified.test_labels)) if splits.train is None else None
+    ks = [k for k in _RETRIEVED if k <= len(classified.train_labels)]
+
+    def scores(queries: Tensor, gallery: Tensor) -> dict[str, float]:
+        return retrieval_scores(
+            queries, classified.test_labels, gallery, classified.train_labels, ks, exclude=exclude,
+            device=subject.model.device,
+        )  # fmt: skip
+
+    tokens = [name for name in classified.test if name.startswith("token_")]
+    found = {
+        name.replace("_", " "): scores(classified.test[name], classified.train[name])
+        for name in classified.test
+        if name not in tokens
+    }
+    if tokens:
+        queries, gallery = (
+            torch.stack([part[name] for name in tokens], dim=1) for part in (classified.test, classified.train)
+        )
+        found["tokens, late interaction"] = scores(queries, gallery)
+    return found
 
 
 def _image_baselines(subject: Subject) -> list[Subject]:
@@ -461,20 +538,27 @@ class _ClassMasks:
 def _measure_segmentation(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
     train, test = (settings.encode(subject, splits, part, dense_features) for part in ("train", "test"))
     labels, test_labels = (
-        load_label_maps(
-            _ClassMasks(splits, part), features.index, subject.processor, show_progress=settings.show_progress
-        )
+        load_label_maps(_ClassMasks(splits, part), features.index, subject.processor, show_progress=False)
         for part, features in (("train", train), ("test", test))
     )
     num_classes: int = splits.num_classes or int(labels[labels != 255].max()) + 1
     device = subject.model.device
     probes = train_segmentation_probe(
-        train, labels, num_classes, device=device, seed=settings.seed, show_progress=settings.show_progress
+        train,
+        labels,
+        num_classes,
+        batch_size=_SEGMENTATION_BATCH,
+        device=device,
+        seed=settings.seed,
+        show_progress=settings.show_progress and settings.is_main_process,
     )
     scores: Metrics = dict(segmentation_probe_scores(probes, test, test_labels))
     scores = {_segmentation_name(name): values for name, values in scores.items()}
+    count = min(len(train), settings.knn_segmentation_images or len(train))
+    rows = torch.arange(count) * len(train) // count
+    neighbours = ImageFeatures(train.index[rows], {name: each[rows] for name, each in train.tensors.items()})
     scores["kNN of patches"] = knn_segmentation_scores(
-        train, labels, test, test_labels, num_classes, device=device, seed=settings.seed
+        neighbours, labels[rows], test, test_labels, num_classes, device=device, seed=settings.seed
     )
     return scores
 
@@ -486,6 +570,68 @@ def _segmentation_name(probe: str) -> str:
     return f"probe on Z, {count} tokens" if count else "probe on Z"
 
 
+def _measure_reconstruction(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
+    metrics = settings.reconstruction_metrics or ReconstructionMetrics(lpips=None, rfid=None)
+    arguments = {"vq_model": settings.vq_model, "image_column": splits.image_column, **settings.loading}
+
+    def scores(description: str, probe: ReconstructionProbe | None = None) -> dict[str, float]:
+        return reconstruction_scores(
+            subject.model,
+            splits.test,
+            subject.processor,
+            metrics,
+            probe=probe,
+            description=f"{subject.name}: {description}",
+            **arguments,
+        )
+
+    found: Metrics = {} if _no_decoder(subject) else {"own decoder": scores("reconstruction")}
+    if found and subject.kind == "model" and settings.compression_images:
+        found |= _measure_compression(subject, splits, settings)
+    for kind in settings.reconstruction_probes if subject.kind == "model" else ():
+        if kind == "low_rank" and _no_tokens(subject):
+            continue
+        probe = train_reconstruction_probe(
+            subject.model,
+            splits.train,
+            subject.processor,
+            kind=kind,
+            vq_model=settings.vq_model,
+            image_column=splits.image_column,
+            num_workers=settings.num_workers,
+            accelerator=settings.accelerator,
+            seed=settings.seed,
+            show_progress=settings.show_progress,
+        )
+        found[f"probe on {'Z' if kind == 'low_rank' else 'D'}"] = scores(f"{kind} probe", probe)
+    return found
+
+
+def _measure_compression(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
+    """What S and L cost in bits, and what others reach with as many, on some of the images."""
+    count = min(settings.compression_images, len(splits.test))
+    rows = compression_rows(
+        subject.model,
+        splits.test,
+        subject.processor,
+        vq_model=settings.vq_model,
+        rows=[number * len(splits.test) // count for number in range(count)],
+        image_column=splits.image_column,
+        **settings.loading,
+    )
+    found: Metrics = {}
+    for row in rows:
+        if row["numbers"] is not None:  # of S and L; baselines with as many bits follow
+            own = found[row["method"]] = {name: row[name] for name in ("psnr", "numbers", "bits", "num_images")}
+        elif row["psnr"] is not None:
+            own[row["method"]] = row["psnr"]
+    return found
+
+
+def _no_decoder(subject: Subject) -> str | None:
+    return None if isinstance(subject.model, StellarForImageReconstruction) else "has no decoder"
+
+
 def _measure_objects(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
     features = settings.encode(subject, splits, "test", object_features)
     masks = object_masks(splits, features, subject.processor)
@@ -493,12 +639,7 @@ def _measure_objects(subject: Subject, splits: Splits, settings: RunSettings) ->
     found = {}
     segmented = segmentations(features.tensors, masks.shape[1:], num_segments, settings.seed)
     if subject.kind == "model":
-        uniform = segmentations(
-            {name: uniform_localization(features.tensors)[name] for name in ("localization", "grid_size")},
-            masks.shape[1:],
-            num_segments,
-        )
-        segmented = {**segmented, "uniform": uniform["localization"]}
+        segmented["uniform"] = torch.zeros_like(masks)  # one token has the largest share everywhere
     for name, segmentation in segmented.items():
         scores = object_scores(segmentation, masks, min_area=_LEAST_AREA)
         found[_SEGMENTATION_NAMES.get(name, name)] = {
@@ -511,18 +652,63 @@ _SEGMENTATION_NAMES = {
     "localization": "argmax of L",
     "merged_tokens": "tokens merged by L^T D",
     "dense_kmeans": "k-means of D",
-    "uniform": CONTROLS[0],
+    "uniform": UNIFORM,
+}
+
+
+def _measure_disentanglement(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
+    features = [settings.encode(subject, splits, part, object_features) for part in ("train", "test")]
+    objects = [
+        SceneObjects.from_dataset(dataset, part.index)
+        for dataset, part in zip((splits.train, splits.test), features, strict=True)
+    ]
+
+    def told(tensors: Sequence[Mapping[str, Tensor]]) -> dict[str, dict[str, float]]:
+        return what_and_where(
+            tensors[0],
+            objects[0],
+            tensors[1],
+            objects[1],
+            min_area=_LEAST_AREA,
+            num_neighbours=settings.num_neighbours,
+        )
+
+    found = told([part.tensors for part in features])
+    chance = found.pop("chance")
+    metrics: Metrics = {_SOURCES[name]: values for name, values in found.items()}
+    if subject.kind == "model":
+        metrics[UNIFORM] = told([_one_token(part.tensors) for part in features])["sparse_tokens"]
+        metrics[CHANCE] = {f"{name}_{probe}": value for name, value in chance.items() for probe in ("knn", "linear")}
+    return metrics
+
+
+def _one_token(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Features of a model whose L is uniform: the mean of D is what every token says of its place."""
+    dense = features["dense_features"]
+    return {
+        "sparse_tokens": dense.float().mean(dim=1, keepdim=True),
+        "localization": torch.ones(*dense.shape[:2], 1),
+        "grid_size": features["grid_size"],
+    }
+
+
+_SOURCES = {
+    "sparse_tokens": "S",
+    "pooled_features": "L^T D",
+    "masked_features": "D under the true mask",
+    "localization": "L, its centroid",
 }
 
 
 def object_masks(splits: Splits, features: ImageFeatures, processor: Any) -> Tensor:
     """The masks (M, H, W) of objects: as they are where the processor shows the model all of the image, and else in
     the frame of what it shows."""
-    dataset = splits.test.select_columns([splits.mask_column])  # type: ignore[list-item]
-    first = np.asarray(dataset[int(features.index[0])][splits.mask_column])
+    column = str(splits.mask_column)
+    dataset = splits.test.select_columns([column])
+    first = np.asarray(dataset[int(features.index[0])][column])
     shows_all = _shows_all(processor, *first.shape[:2])
     return load_label_maps(
-        dataset, features.index, None if shows_all else processor, mask_column=splits.mask_column, show_progress=False
+        dataset, features.index, None if shows_all else processor, mask_column=column, show_progress=False
     )
 
 
@@ -559,7 +745,7 @@ def _no_tokens(subject: Subject) -> str | None:
 
 # The list ------------------------------------------------------------------------------------------------------------
 
-_PERCENT = {"factor": 100, "decimals": 1}
+_PERCENT: dict[str, Any] = {"factor": 100, "decimals": 1}
 
 
 def _knn_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
@@ -567,15 +753,41 @@ def _knn_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
 
 
 def _linear_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
-    return {"probe": "multinomial logistic regression, L-BFGS, standardized features"}
+    if settings.linear_probe == "closed":
+        return {"probe": "multinomial logistic regression, L-BFGS, standardized features"}
+    return {"probe": "LayerNorm and Linear, AdamW, random resized crops and flips", "epochs": 30, "batch": 2048}
 
 
 def _segmentation_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
-    return {"probe": "BatchNorm and 1x1 convolution, cross entropy and Dice, AdamW 1e-4", "epochs": 80}
+    return {
+        "probe": "BatchNorm and 1x1 convolution, cross entropy and Dice, AdamW 1e-4",
+        "epochs": 80,
+        "batch": _SEGMENTATION_BATCH,
+        "kNN_images": settings.knn_segmentation_images or "all",
+    }
+
+
+def _reconstruction_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
+    metrics = settings.reconstruction_metrics
+    networks = metrics.describe_networks() if metrics else {}
+    return {
+        "networks": {name: f"{each['name']} {each['sha256'][:16]}" for name, each in networks.items()} or None,
+        "probes": list(settings.reconstruction_probes) or None,
+        "compressed_images": min(settings.compression_images, len(splits.test)),
+        "tokenizer": None if settings.vq_model is None else weights_fingerprint(settings.vq_model),
+    }
 
 
 def _objects_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
     return {"segments": settings.num_segments or "1 + mean objects", "least_area": _LEAST_AREA}
+
+
+def _disentanglement_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
+    return {"neighbours": settings.num_neighbours, "least_area": _LEAST_AREA, "position": "ridge regression"}
+
+
+def _retrieval_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
+    return {"gallery": "test images" if splits.train is None else "training images", "similarity": "cosine"}
 
 
 TASKS: dict[str, Task] = {
@@ -592,9 +804,23 @@ TASKS: dict[str, Task] = {
         Task(
             "linear",
             ("train", "label_column"),
-            {"accuracy": Metric("top-1 %", **_PERCENT)},
+            {
+                "accuracy": Metric("top-1 %", **_PERCENT),
+                "learning_rate": Metric("learning rate", decimals=5, higher_is_better=None),
+            },
             _measure_linear,
             _linear_settings,
+            _image_baselines,
+        ),
+        Task(
+            "retrieval",
+            ("label_column",),
+            {
+                **{f"recall@{k}": Metric(f"recall@{k} %", **_PERCENT) for k in _RETRIEVED},
+                "map": Metric("mAP %", **_PERCENT),
+            },
+            _measure_retrieval,
+            _retrieval_settings,
             _image_baselines,
         ),
         Task(
@@ -603,6 +829,23 @@ TASKS: dict[str, Task] = {
             {"miou": Metric("mIoU %", **_PERCENT), "pixel_accuracy": Metric("pixels %", **_PERCENT)},
             _measure_segmentation,
             _segmentation_settings,
+        ),
+        Task(
+            "reconstruction",
+            (),
+            {
+                "psnr": Metric("PSNR dB", decimals=2, beside=tuple(DESCRIPTIONS)),
+                "ssim": Metric("SSIM"),
+                "lpips": Metric("LPIPS", decimals=4, higher_is_better=False),
+                "rfid": Metric("rFID", decimals=2, higher_is_better=False),
+                **{name: Metric(f"{name}, as many bits", decimals=2) for name in DESCRIPTIONS},
+                "numbers": Metric("numbers", decimals=0, higher_is_better=None),
+                "bits": Metric("bits", decimals=0, higher_is_better=None),
+                "num_images": Metric("images", decimals=0, higher_is_better=None),
+            },
+            _measure_reconstruction,
+            _reconstruction_settings,
+            missing=_no_decoder,
         ),
         Task(
             "objects",
@@ -616,6 +859,22 @@ TASKS: dict[str, Task] = {
             },
             _measure_objects,
             _objects_settings,
+            _segment_baselines,
+            _no_tokens,
+        ),
+        Task(
+            "disentanglement",
+            ("train", "mask_column", "object_columns"),
+            {
+                "own_material_knn": Metric("material, kNN %", **_PERCENT),
+                "own_material_linear": Metric("material, linear %", **_PERCENT),
+                "own_shape_linear": Metric("shape, linear %", **_PERCENT),
+                "other_material_knn": Metric("other's material, kNN %", **_PERCENT, higher_is_better=None),
+                "other_material_linear": Metric("other's material, linear %", **_PERCENT, higher_is_better=None),
+                "position_r2": Metric("position, R²", decimals=2, higher_is_better=None),
+            },
+            _measure_disentanglement,
+            _disentanglement_settings,
             _segment_baselines,
             _no_tokens,
         ),
