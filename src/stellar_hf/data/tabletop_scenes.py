@@ -89,7 +89,7 @@ def load_tabletop_scenes(
         split: "train", "validation" or "test". Choose on validation; test is for the figures that are reported.
         num_scenes: Number of scenes.
         image_size: Height and width of a scene in pixels, at least 16.
-        max_objects: Most objects of a scene, 2 to 6.
+        max_objects: Most objects of a scene, 2 to 4.
         seed: Seed of all random draws, not negative.
         num_objects: If given, each scene has this many objects, 1 to `max_objects`. A single object is larger.
 
@@ -169,8 +169,8 @@ def _check_arguments(
         raise ValueError(f"num_scenes is {num_scenes}, but at least 1 scene is needed.")
     if image_size < 16:
         raise ValueError(f"image_size is {image_size}, but objects need scenes of at least 16 pixels a side.")
-    if not 2 <= max_objects <= 6:
-        raise ValueError(f"max_objects is {max_objects}, but scenes have room for 2 to 6 objects.")
+    if not 2 <= max_objects <= 4:
+        raise ValueError(f"max_objects is {max_objects}, but scenes have room for 2 to 4 objects.")
     if seed < 0:
         raise ValueError(f"seed is {seed}, but it must not be negative.")
     if num_objects is not None and not 1 <= num_objects <= max_objects:
@@ -516,7 +516,8 @@ def _trace(name: str, objects: _Objects, image_size: int) -> tuple[_Pixels, Tens
     x, y, z = objects.center
     middle_x, middle_y = 0.5 + x, 0.5 - y * _SIN - z * _COS
     size = objects.radius / _RADII[name]
-    across, up, down = _extents(objects.shape.numpy(), size.numpy(), objects.rotation.numpy())
+    extents = _extents(objects.shape.numpy(), size.numpy(), objects.rotation.numpy())
+    across, up, down = (torch.from_numpy(extent) for extent in extents)
     pixels = _pixels_in_boxes(
         objects, middle_x - across, middle_x + across, middle_y - up, middle_y + down, image_size
     )
