@@ -148,6 +148,11 @@ def test_models_stand_beside_an_untrained_network_and_baselines(embedded):
         assert figure.width > figure.height > 300
 
 
+def test_moved_scenes_show_whether_maps_move(embedded):
+    moved = numbers_of(embedded)["k-means, 8 segments", "disentanglement"]["scenes moved by 8 pixels"]
+    assert moved["map_iou"] > moved["unmoved_map_iou"] and moved["token_cosine"] > moved["other_cosine"]
+
+
 def test_reconstructions_stand_beside_descriptions_of_as_many_bits(embedded):
     found = numbers_of(embedded)["tiny", "reconstruction"]
     for name, bits in (("float32", 32), ("8 bits, top 1", 8)):

@@ -243,10 +243,11 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def describe_protocol(table: Table) -> str:
-    """One sentence for the text below a table: data, images, settings, seeds."""
+    """One sentence for the text below a table: images, settings, seeds."""
     spread = ": mean and standard deviation" if len(table.seeds) > 1 else ""
     seeds = f"{'seeds' if len(table.seeds) > 1 else 'seed'} {', '.join(map(str, table.seeds))}{spread}"
-    return f"{describe(table.protocol)}; {seeds}."
+    shared = {name: value for name, value in table.protocol.items() if name != "data"}  # which the title tells
+    return f"{describe(shared)}; {seeds}."
 
 
 def describe(protocol: Mapping[str, Any]) -> str:

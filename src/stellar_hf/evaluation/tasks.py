@@ -33,7 +33,7 @@ from .baselines import BASELINES, KMeansSegments, TrainingFreeEncoder
 from .classification import class_names, match_classes
 from .compression import BASELINES as DESCRIPTIONS
 from .compression import compression_rows
-from .disentanglement import SceneObjects, what_and_where
+from .disentanglement import SceneObjects, shift_equivariance, what_and_where
 from .knn import knn_accuracy
 from .linear import linear_probe_accuracy, train_linear_probes
 from .objects import object_features, object_scores, segmentations
@@ -73,6 +73,7 @@ _TOKENS_UP_TO = 50_000
 _KMEANS_SEGMENTS = range(2, 9)
 _SEGMENTATION_BATCH = 64  # images of a step
 _RETRIEVED = (1, 5, 10)
+_SHIFT, _SHIFTED_SCENES = 8, 100  # pixels, and scenes that are moved
 _LEAST_AREA = 10  # visible pixels of an object that is asked for
 
 
@@ -679,7 +680,47 @@ def _measure_disentanglement(subject: Subject, splits: Splits, settings: RunSett
     if subject.kind == "model":
         metrics[UNIFORM] = told([_one_token(part.tensors) for part in features])["sparse_tokens"]
         metrics[CHANCE] = {f"{name}_{probe}": value for name, value in chance.items() for probe in ("knn", "linear")}
+    metrics[f"scenes moved by {_SHIFT} pixels"] = _measure_shifts(subject, splits, settings, features[1])
     return metrics
+
+
+def _measure_shifts(
+    subject: Subject, splits: Splits, settings: RunSettings, features: ImageFeatures
+) -> dict[str, float]:
+    """Some scenes before and after a move to one side: the largest object's token should stay, and its map move."""
+    count = min(_SHIFTED_SCENES, len(features))
+    places = torch.arange(count) * len(features) // count
+    rows = splits.test.select(features.index[places].tolist())
+    masks = np.stack([np.asarray(mask) for mask in rows["mask"][:]])
+    shifts = _SHIFT * np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])[np.arange(count) % 4]
+    images = [np.asarray(image) for image in rows[splits.image_column][:]]
+    moved = encode_images(
+        subject.model,
+        [_moved(image, shift, mode="reflect") for image, shift in zip(images, shifts, strict=True)],
+        subject.processor,
+        encode=object_features,
+        description=f"{subject.name}: moved scenes",
+        **settings.loading,
+    )
+    moved_masks = np.stack([_moved(mask, shift, mode="constant") for mask, shift in zip(masks, shifts, strict=True)])
+    found = shift_equivariance(
+        {name: each[places] for name, each in features.tensors.items()},
+        torch.from_numpy(masks),
+        moved.tensors,
+        torch.from_numpy(moved_masks),
+        1 + torch.tensor(rows["area"][:]).argmax(dim=1),
+        torch.from_numpy(shifts),
+    )
+    return {name: values.nanmean().item() for name, values in found.items()}
+
+
+def _moved(pixels: np.ndarray, shift: np.ndarray, mode: Any) -> np.ndarray:
+    """An image or a mask (H, W, ...) whose content moves by so many pixels to the right and down."""
+    right, down = (int(step) for step in shift)
+    sides = [(max(down, 0), max(-down, 0)), (max(right, 0), max(-right, 0))]
+    padded = np.pad(pixels, [*sides, *[(0, 0)] * (pixels.ndim - 2)], mode=mode)
+    top, left = max(-down, 0), max(-right, 0)
+    return padded[top : top + pixels.shape[0], left : left + pixels.shape[1]]
 
 
 def _one_token(features: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -783,7 +824,12 @@ def _objects_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
 
 
 def _disentanglement_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
-    return {"neighbours": settings.num_neighbours, "least_area": _LEAST_AREA, "position": "ridge regression"}
+    return {
+        "neighbours": settings.num_neighbours,
+        "least_area": _LEAST_AREA,
+        "position": "ridge regression",
+        "moved_scenes": min(_SHIFTED_SCENES, len(splits.test)),
+    }
 
 
 def _retrieval_settings(splits: Splits, settings: RunSettings) -> dict[str, Any]:
@@ -872,6 +918,10 @@ TASKS: dict[str, Task] = {
                 "other_material_knn": Metric("other's material, kNN %", **_PERCENT, higher_is_better=None),
                 "other_material_linear": Metric("other's material, linear %", **_PERCENT, higher_is_better=None),
                 "position_r2": Metric("position, R²", decimals=2, higher_is_better=None),
+                "token_cosine": Metric("moved: token's cosine", decimals=2, higher_is_better=None),
+                "other_cosine": Metric("of other tokens", decimals=2, higher_is_better=None),
+                "map_iou": Metric("moved map, IoU", decimals=2, higher_is_better=None),
+                "unmoved_map_iou": Metric("unmoved map, IoU", decimals=2, higher_is_better=None),
             },
             _measure_disentanglement,
             _disentanglement_settings,
