@@ -137,7 +137,7 @@ class StellarTokenPriorPipeline(StellarDecodingPipeline):
                 `vq_model`.
         """
         self._check_output(output_type, height, width, temperature, top_k)
-        tokens, localization = self._draw(
+        tokens, localization = self.sample_tokens(
             class_labels,
             num_inference_steps,
             guidance_scale,
@@ -173,51 +173,6 @@ class StellarTokenPriorPipeline(StellarDecodingPipeline):
         Raises:
             ValueError: If a label is unknown, or an argument is impossible.
         """
-        tokens, localization = self._draw(
-            class_labels,
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
-        self.maybe_free_model_hooks()
-        return tokens, localization
-
-    @property
-    def guidance_scale(self) -> float:
-        """Of the last or running call."""
-        return self._guidance_scale
-
-    @property
-    def num_timesteps(self) -> int:
-        """Steps of the last or running call."""
-        return self._num_timesteps
-
-    @classmethod
-    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
-        """What to load, by a saved configuration, which may name the module where the prior was formerly."""
-        if list(config_dict.get("prior", [])) == _FORMER_PRIOR:
-            config_dict = {**config_dict, "prior": [StellarTokenPrior.__module__, StellarTokenPrior.__name__]}
-        return super().extract_init_dict(config_dict, **kwargs)
-
-    def _check_prior(self) -> None:
-        prior, model = self.prior.config, self.model.config
-        if (prior.num_sparse_tokens, prior.token_size) != (model.num_sparse_tokens, model.hidden_size):
-            raise ValueError(
-                f"The prior draws {prior.num_sparse_tokens} tokens of {prior.token_size} numbers, but the model has "
-                f"{model.num_sparse_tokens} of {model.hidden_size}: take the prior that was trained on this model."
-            )
-
-    def _draw(
-        self,
-        class_labels: ClassLabel | Sequence[ClassLabel],
-        num_inference_steps: int,
-        guidance_scale: float,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        callback_on_step_end: Callable | None,
-        callback_on_step_end_tensor_inputs: Sequence[str],
-    ) -> tuple[Tensor, Tensor]:
         self._check_steps(num_inference_steps, guidance_scale, callback_on_step_end_tensor_inputs)
         labels = self._class_labels(class_labels)
         check_generators(generator, len(labels))
@@ -243,7 +198,33 @@ class StellarTokenPriorPipeline(StellarDecodingPipeline):
                     latents = changed.get("latents", latents)
                 progress.update()
         tokens, localization = call_component(self.prior, "unpack", latents)
+        self.maybe_free_model_hooks()
         return tokens.to(device, self.model.dtype), localization.to(device, self.model.dtype)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the last or running call."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last or running call."""
+        return self._num_timesteps
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **kwargs) -> tuple[dict, dict, dict]:
+        """What to load, by a saved configuration, which may name the module where the prior was formerly."""
+        if list(config_dict.get("prior", [])) == _FORMER_PRIOR:
+            config_dict = {**config_dict, "prior": [StellarTokenPrior.__module__, StellarTokenPrior.__name__]}
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def _check_prior(self) -> None:
+        prior, model = self.prior.config, self.model.config
+        if (prior.num_sparse_tokens, prior.token_size) != (model.num_sparse_tokens, model.hidden_size):
+            raise ValueError(
+                f"The prior draws {prior.num_sparse_tokens} tokens of {prior.token_size} numbers, but the model has "
+                f"{model.num_sparse_tokens} of {model.hidden_size}: take the prior that was trained on this model."
+            )
 
     def _check_steps(
         self, num_inference_steps: int, guidance_scale: float, callback_tensor_inputs: Sequence[str]
