@@ -199,7 +199,7 @@ def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int) -> Tensor:
-    """Weights (length,) that rise from zero to one over `overlap` places and fall likewise; none is zero."""
+    """Weights (length,) that rise from near 0 to 1 over `overlap` places and fall again over as many."""
     distance = torch.arange(length) + 0.5
     return (torch.minimum(distance, length - distance) / max(overlap, 1)).clamp(max=1.0)
 
