@@ -229,17 +229,22 @@ def test_images_to_measure_on_are_measured_at_the_end(run_script, own_images, ph
     assert results["eval_psnr"] > 0 and results["train_loss"] > 0
 
 
-def test_measuring_while_training(run_script, own_images, photos, tmp_path, capsys):
-    run_script(
-        *own_images,
-        f"--eval_dir={photos}",
-        "--eval_strategy=steps",
-        "--eval_steps=1",
-        "--max_steps=2",
-        f"--output_dir={tmp_path}",
-    )
-    assert capsys.readouterr().out.count("eval_psnr") >= 2
+def test_measuring_while_training_measures_each_model_once(run_script, own_images, photos, tmp_path, capsys):
+    command = [*own_images, f"--eval_dir={photos}", "--eval_strategy=steps", "--eval_steps=1", "--save_steps=1"]
+    command += ["--max_steps=2", f"--output_dir={tmp_path}"]
+    run_script(*command)
+    assert capsys.readouterr().out.count("eval_psnr") == 2
     assert len(list((tmp_path / "figures").glob("*.png"))) == 2
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    logs = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    measured = [log for log in logs if "eval_psnr" in log]
+    assert [log["step"] for log in measured] == [1, 2]
+    assert {name: results[name] for name in ("eval_loss", "eval_psnr")}.items() <= measured[-1].items()
+
+    (tmp_path / "all_results.json").unlink()
+    run_script(*command)  # is finished, and measured again, perhaps on other images
+    again = json.loads((tmp_path / "all_results.json").read_text())
+    assert again["eval_psnr"] == pytest.approx(results["eval_psnr"])
 
 
 def test_shards_are_streamed(run_script, photos, tmp_path, capsys):

@@ -94,6 +94,18 @@ def test_figures_are_those_of_the_best_model_where_that_is_loaded(make_trainer):
     assert trainer.known_metrics() == {"eval_loss": 1.0}
 
 
+def test_a_model_is_evaluated_if_that_was_at_its_last_step_or_its_best(make_trainer):
+    trainer = make_trainer()
+    trainer.state.global_step = 3
+    trainer.state.log_history = [{"step": step, "eval_loss": 1.0, "eval_runtime": 0.1} for step in (1, 2)]
+    trainer.state.log_history.append({"step": 3, "loss": 1.0})
+    assert not trainer.is_evaluated()
+    trainer.args.load_best_model_at_end, trainer.state.best_global_step = True, 1
+    assert trainer.is_evaluated()
+    trainer.args.load_best_model_at_end, trainer.state.global_step = False, 2
+    assert trainer.is_evaluated()
+
+
 def test_card_says_how_many_own_images_there_were_and_not_where(make_trainer, tmp_path):
     images = list(np.zeros((4, 40, 40, 3), dtype=np.uint8))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})

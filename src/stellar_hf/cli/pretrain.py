@@ -382,7 +382,8 @@ def train_and_measure(
         trainer.save_metrics("test", table.add_trained(trainer.model))
         print(f"\nTest split of the photo mosaics\n\n{table.table()}\n")
     elif trainer.eval_dataset is not None and not data_args.is_embedded:
-        trainer.save_metrics("eval", trainer.evaluate())
+        if is_finished or not trainer.is_evaluated():  # a finished run may be given other images to measure on
+            trainer.save_metrics("eval", trainer.evaluate())
     if is_main_process:
         save_pipeline(trainer, vq_model)
         show_reconstructions(trainer, images if table is None else table.data["scenes"])

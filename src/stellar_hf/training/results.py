@@ -43,8 +43,7 @@ class ResultsTrainer(Trainer):
     def known_metrics(self) -> dict[str, float]:
         """Figures of evaluations and tests of this model, the latest of each name, without their speed."""
         results: dict[str, Any] = {}
-        best_step = self.state.best_global_step if self.args.load_best_model_at_end else None
-        for log in _logs_of_model(self.state, best_step):
+        for log in _logs_of_model(self.state, self._best_step):
             results.update(log)
         results.update(self._results.read())
         speed = ("_runtime", "_per_second")
@@ -53,6 +52,15 @@ class ResultsTrainer(Trainer):
             for name, value in results.items()
             if name.startswith(("eval_", "test_")) and not name.endswith(speed) and isinstance(value, int | float)
         }
+
+    def is_evaluated(self) -> bool:
+        """Whether the logs have an evaluation of the model as the training left it: at its last step, or its best."""
+        step = self._best_step or self.state.global_step
+        return any("eval_runtime" in log and log.get("step") == step for log in self.state.log_history)
+
+    @property
+    def _best_step(self) -> int | None:
+        return self.state.best_global_step if self.args.load_best_model_at_end else None
 
 
 class _Results(TrainerCallback):
