@@ -703,10 +703,11 @@ def _measure_shifts(
         **settings.loading,
     )
     moved_masks = np.stack([_moved(mask, shift, mode="constant") for mask, shift in zip(masks, shifts, strict=True)])
+    after: Any = moved.tensors
     found = shift_equivariance(
         {name: each[places] for name, each in features.tensors.items()},
         torch.from_numpy(masks),
-        moved.tensors,
+        after,
         torch.from_numpy(moved_masks),
         1 + torch.tensor(rows["area"][:]).argmax(dim=1),
         torch.from_numpy(shifts),
