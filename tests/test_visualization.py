@@ -6,6 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from datasets import Array2D, Dataset, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from stellar_hf.localization_stellar import resolve_grid_size
@@ -13,6 +15,7 @@ from stellar_hf.visualization import (
     plot_edits,
     plot_image_grid,
     plot_reconstructions,
+    tabletop_grid,
     token_overlay,
     token_palette,
 )
@@ -170,3 +173,19 @@ def test_image_grid_has_a_panel_for_each_image():
         plot_image_grid([("real", images)], ["a", "b"])
     with pytest.raises(ValueError, match="no image"):
         plot_image_grid([], [])
+
+
+def test_tabletop_grid_shows_each_scene_above_its_objects_in_colors():
+    gray = Image.new("RGB", (16, 16), (128, 128, 128))
+    mask = [[int(column < 8) for column in range(16)] for _ in range(16)]
+    features = Features(
+        {"image": ImageFeature(), "mask": Array2D((16, 16), "uint8"), "shape": List(Value("int64"), 2)}
+    )
+    rows = {"image": [gray] * 3, "mask": [mask] * 3, "shape": [[0, -1]] * 3}
+    grid = np.asarray(tabletop_grid(Dataset.from_dict(rows, features=features), num_columns=2)).astype(int)
+    assert grid.shape == (2 * (2 * 16 + 3 * 4) - 2 * 4, 2 * 16 + 4, 3)
+    assert (grid[:16, :16] == 128).all() and (grid[:16, 20:] == 128).all()
+    assert np.ptp(grid[24, 4]) > 50 and np.ptp(grid[24, 12]) == 0
+    assert (grid[-16:, 20:] == 255).all()  # after the last scene
+    with pytest.raises(ValueError, match="num_columns is 0"):
+        tabletop_grid(Dataset.from_dict(rows, features=features), num_columns=0)

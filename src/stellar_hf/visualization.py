@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from .localization_stellar import token_maps, upsample_maps
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -274,6 +276,37 @@ def plot_results(panels: Sequence[tuple[str, Sequence[tuple[str, str, float, flo
         axes.margins(x=0.12)
         axes.spines[["top", "right", "left"]].set_visible(False)
     return figure
+
+
+def tabletop_grid(scenes: Dataset, num_columns: int = 4) -> Image.Image:
+    """Lays tabletop scenes in a grid, each above its mask: the objects in colors, over the image in gray.
+
+    Args:
+        scenes: Rows of `load_tabletop_scenes`.
+        num_columns: Scenes side by side, at least 1.
+
+    Returns:
+        An RGB image on white. Places after the last scene are empty.
+
+    Raises:
+        ValueError: If `num_columns` is less than 1.
+    """
+    if num_columns < 1:
+        raise ValueError(f"num_columns is {num_columns}, but a grid needs at least 1.")
+    rows = scenes.with_format("numpy")[:]
+    size, gap = rows["mask"].shape[-1], 4
+    palette = np.concatenate([np.zeros((1, 3)), token_palette(rows["shape"].shape[1])])
+    num_rows = -(-len(scenes) // num_columns)
+    grid = Image.new("RGB", (num_columns * (size + gap) - gap, num_rows * (2 * size + 3 * gap) - 2 * gap), "white")
+    for index, (image, mask) in enumerate(zip(scenes["image"], rows["mask"], strict=True)):
+        (pixels,) = _to_pixels([image])
+        objects = torch.from_numpy(np.stack([mask == slot for slot in range(len(palette))])).double()
+        gray, painted = (_blend(pixels, objects, palette, strength) for strength in (0, 0.6))
+        painted = np.where(mask[..., None] > 0, painted, gray)
+        left, top = index % num_columns * (size + gap), index // num_columns * (2 * size + 3 * gap)
+        grid.paste(image, (left, top))
+        grid.paste(Image.fromarray(np.uint8(painted * 255 + 0.5)), (left, top + size + gap))
+    return grid
 
 
 def _figure_class() -> type[Figure]:

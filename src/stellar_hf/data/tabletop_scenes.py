@@ -7,20 +7,27 @@ The idea, solids whose textures do not give them away, is CLEVRTex's (Karazija e
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import io
 import math
-from collections.abc import Iterator
+import multiprocessing
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from . import photo_mosaics, ray_tracing
 from .photo_mosaics import PHOTOGRAPH_NAMES, photograph_blocks
@@ -41,10 +48,11 @@ _GAP = 0.01
 # Radius of a solid in diameters of the ball of the same volume.
 _RADII = dict(sphere=0.5, cube=(math.pi / 48) ** (1 / 3), cylinder=(1 / 12) ** (1 / 3), cone=(1 / 4) ** (1 / 3))
 
-_LIGHT_ELEVATION = math.radians(52)
+_LIGHT_ELEVATION = math.radians(48)
 _LIGHT_AZIMUTHS = (math.radians(200), math.radians(340))  # behind the viewer, from left to right
 _LIGHT_RADIUS = 0.13  # tangent of the angle at which half of the light is seen
 _SUN, _SKY = 0.88, 0.42
+_BLACK = 0.02  # what a black surface reflects; without it, black solids would show no light and no shade
 
 # A pixel is the mean of 3 x 3 rays. The fifth goes through its center and decides the mask.
 _GRID = 3
@@ -81,7 +89,7 @@ def load_tabletop_scenes(
         split: "train", "validation" or "test". Choose on validation; test is for the figures that are reported.
         num_scenes: Number of scenes.
         image_size: Height and width of a scene in pixels, at least 16.
-        max_objects: Most objects of a scene, 2 to 6.
+        max_objects: Most objects of a scene, 2 to 4.
         seed: Seed of all random draws, not negative.
         num_objects: If given, each scene has this many objects, 1 to `max_objects`. A single object is larger.
 
@@ -110,21 +118,46 @@ def load_tabletop_scenes(
     _check_arguments(split, num_scenes, image_size, max_objects, seed, num_objects)
     import datasets
 
-    arguments = dict(
-        split=split,
-        num_scenes=num_scenes,
-        image_size=image_size,
-        max_objects=max_objects,
-        seed=seed,
-        num_objects=num_objects,
-    )
-    return datasets.Dataset.from_generator(
-        _generate_scenes,
-        features=_features(image_size, max_objects, labelled=num_objects == 1),
-        gen_kwargs=arguments,
-        split=datasets.NamedSplit(split),
-        fingerprint=_fingerprint(arguments),
-    )
+    arguments = {
+        "split": split,
+        "num_scenes": num_scenes,
+        "image_size": image_size,
+        "max_objects": max_objects,
+        "seed": seed,
+        "num_objects": num_objects,
+    }
+    features = _features(image_size, max_objects, labelled=num_objects == 1)
+    fingerprint = _fingerprint(arguments)
+    file = Path(datasets.config.HF_DATASETS_CACHE, "tabletop_scenes", f"{split}-{fingerprint}.arrow")
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Of processes that ask at once, one renders and the others wait.
+        with FileLock(f"{file}.lock"):
+            if not file.exists():
+                _write_scenes(file, features, arguments)
+    table = datasets.table.MemoryMappedTable.from_file(str(file))
+    info = datasets.DatasetInfo(features=features)
+    return datasets.Dataset(table, info=info, split=datasets.NamedSplit(split), fingerprint=fingerprint)
+
+
+def _write_scenes(file: Path, features: datasets.Features, arguments: dict[str, Any]) -> None:
+    """Renders all scenes into an Arrow file, which is there only once it is complete."""
+    import datasets
+
+    incomplete = file.with_suffix(".incomplete")
+    description = f"Rendering {arguments['split']} scenes"
+    try:
+        with (
+            pyarrow.OSFile(str(incomplete), "wb") as sink,
+            pyarrow.ipc.new_stream(sink, features.arrow_schema) as writer,
+            tqdm(total=arguments["num_scenes"], desc=description, unit=" scenes") as progress,
+        ):
+            for columns in _Batches(arguments).in_processes():
+                writer.write_table(datasets.Dataset.from_dict(columns, features=features).with_format("arrow")[:])
+                progress.update(len(columns["image"]))
+        incomplete.replace(file)
+    finally:
+        incomplete.unlink(missing_ok=True)
 
 
 def _check_arguments(
@@ -136,8 +169,8 @@ def _check_arguments(
         raise ValueError(f"num_scenes is {num_scenes}, but at least 1 scene is needed.")
     if image_size < 16:
         raise ValueError(f"image_size is {image_size}, but objects need scenes of at least 16 pixels a side.")
-    if not 2 <= max_objects <= 6:
-        raise ValueError(f"max_objects is {max_objects}, but scenes have room for 2 to 6 objects.")
+    if not 2 <= max_objects <= 4:
+        raise ValueError(f"max_objects is {max_objects}, but scenes have room for 2 to 4 objects.")
     if seed < 0:
         raise ValueError(f"seed is {seed}, but it must not be negative.")
     if num_objects is not None and not 1 <= num_objects <= max_objects:
@@ -189,16 +222,59 @@ class _Scenes(NamedTuple):
         return _Scenes(*(field[index] for field in self))
 
 
-def _generate_scenes(
-    split: str, num_scenes: int, image_size: int, max_objects: int, seed: int, num_objects: int | None
-) -> Iterator[dict[str, Any]]:
-    for first in range(0, num_scenes, _BATCH_SIZE):
-        key = [seed, TABLETOP_SPLITS.index(split), max_objects, num_objects or 0, first // _BATCH_SIZE]
-        scenes = _draw_scenes(np.random.default_rng(key), split, max_objects, num_objects)
-        for start in range(0, min(_BATCH_SIZE, num_scenes - first), _RENDERED_AT_ONCE):
-            chunk = scenes.select(slice(start, min(start + _RENDERED_AT_ONCE, num_scenes - first)))
-            images, masks = _render(chunk, split, image_size)
-            yield from _to_rows(chunk, images, masks, labelled=num_objects == 1)
+class _Batches(torch.utils.data.Dataset[dict[str, Any]]):
+    """The columns of the data set, a batch of scenes at a time."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+        # Read before workers start, so that they share them.
+        _textures(arguments["split"]), _ground_textures(arguments["split"])
+
+    def __len__(self) -> int:
+        return -(-self.arguments["num_scenes"] // _BATCH_SIZE)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _batch_columns(index, **self.arguments)
+
+    def in_processes(self) -> Iterable[dict[str, Any]]:
+        """All batches in order, from as many processes as torch has threads, where processes can be forked."""
+        workers = min(torch.get_num_threads(), len(self))
+        if workers == 1 or sys.platform != "linux" or multiprocessing.current_process().daemon:
+            return (self[index] for index in range(len(self)))
+        return DataLoader(
+            self, batch_size=None, num_workers=workers, collate_fn=lambda batch: batch, multiprocessing_context="fork"
+        )
+
+
+def _batch_columns(
+    index: int,
+    split: str,
+    num_scenes: int,
+    image_size: int,
+    max_objects: int,
+    seed: int,
+    num_objects: int | None,
+) -> dict[str, Any]:
+    key = [seed, TABLETOP_SPLITS.index(split), max_objects, num_objects or 0, index]
+    scenes = _draw_scenes(np.random.default_rng(key), split, max_objects, num_objects)
+    scenes = scenes.select(slice(0, num_scenes - index * _BATCH_SIZE))
+    with _one_thread():
+        # In parts that fit into a processor's cache.
+        starts = range(0, len(scenes.exists), _RENDERED_AT_ONCE)
+        parts = [_render(scenes.select(slice(i, i + _RENDERED_AT_ONCE)), split, image_size) for i in starts]
+    images, masks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return _to_columns(scenes, images, masks, labelled=num_objects == 1)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The operations of a renderer are many and small: threads would mostly wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def _draw_scenes(rng: np.random.Generator, split: str, max_objects: int, num_objects: int | None) -> _Scenes:
@@ -304,29 +380,39 @@ def _to_image(ground: np.ndarray, height: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def _textures(split: str) -> tuple[Tensor, Tensor]:
-    """Blocks of a split: (blocks, 3, 112, 112) float32 in [0, 1], linear in light; blocks of each photograph."""
+    """Blocks of a split below each other, (1, 3, blocks * 112, 112) float32 in [0, 1], linear in light; number of
+    blocks of each photograph, (19,) int64."""
     blocks, counts = photograph_blocks(split, TABLETOP_SPLITS)
+    textures = torch.from_numpy(blocks).flatten(0, 1).permute(2, 0, 1)[None].float().div(255)
     # Squares stand for the sRGB curve: their inverse, a root, is rounded alike everywhere.
-    return torch.from_numpy(blocks).permute(0, 3, 1, 2).float().div(255).square().contiguous(), torch.from_numpy(
-        counts
+    textures = _BLACK + (1 - _BLACK) * textures.square()
+    return textures.contiguous(memory_format=torch.channels_last), torch.from_numpy(counts)
+
+
+@functools.cache
+def _ground_textures(split: str) -> Tensor:
+    """The blocks at half the resolution, (blocks, 3, 56, 56)."""
+    textures, counts = _textures(split)
+    return (
+        F.avg_pool2d(textures, 2).view(3, int(counts.sum()), -1, textures.shape[-1] // 2).transpose(0, 1).contiguous()
     )
 
 
 class _Objects(NamedTuple):
-    """The k objects of a batch of scenes, one after the other."""
+    """Objects of a batch of scenes, one after the other."""
 
     scene: Tensor  # (k,)
     slot: Tensor  # (k,)
     shape: Tensor  # (k,)
     block: Tensor  # (k,)
-    center: Tensor  # (3, k), on the ground's frame
-    radius: Tensor  # (k,)
+    center: Tensor  # (3, k)
+    radius: Tensor  # (k,): how many times larger than the unit solid
     rotation: Tensor  # (k,)
     texture: Tensor  # (3, k)
     light: Tensor  # (3, k)
 
     def select(self, index: Tensor) -> _Objects:
-        return _Objects(*(field[..., index] for field in self))
+        return _Objects(*(field.index_select(-1, index) for field in self))
 
     def to_own_frame(self, vector: Tensor) -> Tensor:
         """Turns vectors (3, ..., k) into the frame of their object."""
@@ -340,13 +426,7 @@ def _gather_objects(scenes: _Scenes) -> _Objects:
     radius = _radius(scenes.shape, scenes.size)[scene, slot]
     x, y = scenes.position[scene, slot].T
     azimuth = scenes.light[scene]
-    light = np.stack(
-        [
-            math.cos(_LIGHT_ELEVATION) * np.cos(azimuth),
-            math.cos(_LIGHT_ELEVATION) * np.sin(azimuth),
-            np.full_like(azimuth, math.sin(_LIGHT_ELEVATION)),
-        ]
-    )
+    horizontal, vertical = math.cos(_LIGHT_ELEVATION), math.sin(_LIGHT_ELEVATION)
     fields = (
         scene,
         slot,
@@ -356,7 +436,7 @@ def _gather_objects(scenes: _Scenes) -> _Objects:
         radius,
         scenes.rotation[scene, slot],
         scenes.texture[scene, slot].T,
-        light,
+        np.stack([horizontal * np.cos(azimuth), horizontal * np.sin(azimuth), np.full_like(azimuth, vertical)]),
     )
     return _Objects(*(torch.from_numpy(np.ascontiguousarray(field)) for field in fields))
 
@@ -364,10 +444,13 @@ def _gather_objects(scenes: _Scenes) -> _Objects:
 class _Pixels(NamedTuple):
     """Pixels in boxes of objects, one box after the other."""
 
-    object: Tensor  # (p,)
-    key: Tensor  # (p,): scene, row and column as one number
-    u: Tensor  # (rays, p): to the right of the image's center
-    v: Tensor  # (rays, p): above it
+    object: Tensor  # (p,): index of the object
+    key: Tensor  # (p,): scene, row and column in one number
+    column: Tensor  # (p,)
+    row: Tensor  # (p,)
+
+    def select(self, index: Tensor) -> _Pixels:
+        return _Pixels(*(field.index_select(0, index) for field in self))
 
 
 def _pixels_in_boxes(
@@ -379,13 +462,24 @@ def _pixels_in_boxes(
     width = right - left
     counts = width * (bottom - top)
     index = torch.repeat_interleave(counts)
-    offset = torch.arange(len(index)) - (counts.cumsum(0) - counts)[index]
-    down = offset // width[index]
-    row, column = top[index] + down, left[index] + offset - down * width[index]
+    offset = torch.arange(len(index)) - (counts.cumsum(0) - counts).index_select(0, index)
+    width = width.index_select(0, index)
+    down = offset // width
+    row, column = top.index_select(0, index) + down, left.index_select(0, index) + offset - down * width
+    return _Pixels(index, (objects.scene.index_select(0, index) * size + row) * size + column, column, row)
+
+
+def _ray_origins(objects: _Objects, pixels: _Pixels, size: int, above: tuple[float, float, float]) -> Tensor:
+    """Where the rays of pixels begin, (3, rays, p), in the frames of the unit solids. They lie on the plane through
+    the image's center that is spanned by the direction to the right and the one above."""
     ray = torch.arange(_NUM_RAYS)[:, None]
-    u = (column + (ray % _GRID + 0.5) / _GRID) / size - 0.5
-    v = 0.5 - (row + (ray // _GRID + 0.5) / _GRID) / size
-    return _Pixels(index, (objects.scene[index] * size + row) * size + column, u, v)
+    u = (pixels.column + (ray % _GRID + 0.5) / _GRID) / size - 0.5
+    v = 0.5 - (pixels.row + (ray // _GRID + 0.5) / _GRID) / size
+    right = objects.to_own_frame(torch.tensor([[1.0], [0.0], [0.0]])) / objects.radius
+    up = objects.to_own_frame(torch.tensor(above)[:, None]) / objects.radius
+    center = objects.to_own_frame(objects.center) / objects.radius
+    right, up, center = (field.index_select(1, pixels.object)[:, None] for field in (right, up, center))
+    return right * u + up * v - center
 
 
 def _render(scenes: _Scenes, split: str, image_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -393,19 +487,21 @@ def _render(scenes: _Scenes, split: str, image_size: int) -> tuple[np.ndarray, n
     num_scenes = len(scenes.exists)
     num_pixels = num_scenes * image_size * image_size
     objects = _gather_objects(scenes)
-    colors = _render_ground(scenes, objects, split, image_size)  # (3, pixels)
-
     groups = [objects.select((objects.shape == i).nonzero()[:, 0]) for i in range(len(SHAPE_NAMES))]
     traced = [_trace(name, group, image_size) for name, group in zip(SHAPE_NAMES, groups, strict=True)]
     nearest = torch.full((_NUM_RAYS, num_pixels), torch.inf)
     for pixels, depth in traced:
         nearest.scatter_reduce_(1, pixels.key.expand_as(depth), depth, "amin")
-    covered = nearest.isfinite().sum(0) / _NUM_RAYS
-    colors = colors * (1 - covered)
+
+    free = (nearest == torch.inf).sum(0)  # rays that meet the ground
+    shadow = _shadows(groups, free, image_size)
+    colors = _ground(scenes, shadow, split, image_size) * (free / _NUM_RAYS)
     mask = torch.zeros(num_pixels, dtype=torch.uint8)
     for name, group, (pixels, depth) in zip(SHAPE_NAMES, groups, traced, strict=True):
-        visible = depth.isfinite() & (depth <= nearest[:, pixels.key])
-        for channel, color in zip(colors, _shade(name, group, pixels, depth, visible, split), strict=True):
+        visible = depth.isfinite() & (depth <= nearest.index_select(1, pixels.key))
+        seen = visible.any(0).nonzero()[:, 0]
+        pixels, depth, visible = pixels.select(seen), depth.index_select(1, seen), visible.index_select(1, seen)
+        for channel, color in zip(colors, _shade(name, group, pixels, depth, visible, split, image_size), strict=True):
             channel.index_add_(0, pixels.key, color)
         center = visible[_CENTER_RAY]
         mask[pixels.key[center]] = (group.slot[pixels.object[center]] + 1).to(torch.uint8)
@@ -419,67 +515,49 @@ def _trace(name: str, objects: _Objects, image_size: int) -> tuple[_Pixels, Tens
     rays enters, (rays, p), infinite where it misses."""
     x, y, z = objects.center
     middle_x, middle_y = 0.5 + x, 0.5 - y * _SIN - z * _COS
-    across, up, down = _extents(
-        *(field.numpy() for field in (objects.shape, objects.radius / _RADII[name], objects.rotation))
-    )
+    size = objects.radius / _RADII[name]
+    extents = _extents(objects.shape.numpy(), size.numpy(), objects.rotation.numpy())
+    across, up, down = (torch.from_numpy(extent) for extent in extents)
     pixels = _pixels_in_boxes(
         objects, middle_x - across, middle_x + across, middle_y - up, middle_y + down, image_size
     )
-    origin, direction = _camera_rays(objects, pixels)
-    return pixels, ray_entry(name, origin, direction) * objects.radius[pixels.object]
+    origin, direction = _camera_rays(objects, pixels, image_size)
+    return pixels, ray_entry(name, origin, direction[:, None]) * objects.radius.index_select(0, pixels.object)
 
 
-def _camera_rays(objects: _Objects, pixels: _Pixels) -> tuple[Tensor, Tensor]:
+def _camera_rays(objects: _Objects, pixels: _Pixels, image_size: int) -> tuple[Tensor, Tensor]:
     """Origins (3, rays, p) and directions (3, p) in the frames of the unit solids."""
-    center = objects.to_own_frame(objects.center) / objects.radius
-    right = objects.to_own_frame(torch.tensor([[1.0], [0.0], [0.0]])) / objects.radius
-    above = objects.to_own_frame(torch.tensor([[0.0], [_SIN], [_COS]])) / objects.radius
-    direction = objects.to_own_frame(torch.tensor([[0.0], [_COS], [-_SIN]]))
-    center, right, above, direction = (field[:, pixels.object] for field in (center, right, above, direction))
-    return right[:, None] * pixels.u + above[:, None] * pixels.v - center[:, None], direction
+    direction = objects.to_own_frame(torch.tensor([[0.0], [_COS], [-_SIN]])).index_select(1, pixels.object)
+    return _ray_origins(objects, pixels, image_size, above=(0.0, _SIN, _COS)), direction
 
 
-def _shade(name: str, objects: _Objects, pixels: _Pixels, depth: Tensor, visible: Tensor, split: str) -> Tensor:
-    """What visible rays of one shape add to the colours of their pixels, (3, p)."""
-    origin, direction = _camera_rays(objects, pixels)
-    distance = torch.where(visible, depth / objects.radius[pixels.object], 0)
-    point = torch.where(visible, origin + distance * direction[:, None], 1)
+def _shade(
+    name: str, objects: _Objects, pixels: _Pixels, depth: Tensor, visible: Tensor, split: str, image_size: int
+) -> Tensor:
+    """What visible rays of one shape add to the colors of their pixels, (3, p)."""
+    origin, direction = _camera_rays(objects, pixels, image_size)
+    light = objects.to_own_frame(objects.light).index_select(1, pixels.object)
+    objects = objects.select(pixels.object)
+    # Other rays meet some place as well: their brightness is 0.
+    distance = torch.where(visible, depth / objects.radius, 0)
+    point = (origin + distance * direction[:, None]).clamp(-1, 1)
     normal = surface_normal(name, point)
-    light = objects.to_own_frame(objects.light)[:, pixels.object]
     sun = (normal[0] * light[0] + normal[1] * light[1] + normal[2] * light[2]).clamp_min(0)
-    height = (0.5 + 0.5 * point[2]).clamp(0, 1)
+    height = 0.5 + 0.5 * point[2]
     sky = (0.6 + 0.4 * normal[2]) * (0.55 + 0.45 * height * (2 - height))
     brightness = torch.where(visible, _SUN * sun + _SKY * sky, 0) / _NUM_RAYS
 
-    u, v = texture_coordinates(name, point, direction, objects.rotation[pixels.object])
-    scale = (objects.radius / objects.texture[0])[pixels.object]
-    start_u, start_v = objects.texture[1:, pixels.object]
-    albedo = _sample(split, objects.block[pixels.object], u * scale + start_u, v * scale + start_v)
-    return (albedo * brightness).sum(1)
-
-
-def _sample(split: str, block: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Bilinear texture (3, rays, p) of blocks (p,) at coordinates (rays, p) in blocks, mirrored beyond their edges."""
+    u, v = texture_coordinates(name, point, direction, objects.rotation)
+    length, start_u, start_v = objects.texture
+    scale = objects.radius / length
     textures, _ = _textures(split)
-    height, width = textures.shape[2:]
-    column, row = (_mirror(u) * (width - 1), _mirror(-v) * (height - 1))
-    left, top = column.floor().clamp(0, width - 2), row.floor().clamp(0, height - 2)
-    right_share, bottom_share = column - left, row - top
-    index = ((block * height + top.long()) * width + left.long()).flatten()
-    table = _texture_rows(split)
-
-    def texel(offset: int) -> Tensor:
-        return table.index_select(0, index + offset).T.reshape(3, *u.shape)
-
-    upper = texel(0) * (1 - right_share) + texel(1) * right_share
-    lower = texel(width) * (1 - right_share) + texel(width + 1) * right_share
-    return upper * (1 - bottom_share) + lower * bottom_share
-
-
-@functools.cache
-def _texture_rows(split: str) -> Tensor:
-    """Texels of all blocks as rows, (blocks * 112 * 112, 3)."""
-    return _textures(split)[0].permute(0, 2, 3, 1).reshape(-1, 3).contiguous()
+    rows, columns = textures.shape[2:]
+    row = objects.block * columns + _mirror(v * scale + start_v) * (columns - 1)
+    column = _mirror(u * scale + start_u) * (columns - 1)
+    # grid_sample's coordinates run from -1 to 1 over the outer edges of all blocks.
+    grid = torch.stack([(2 * column + 1) / columns - 1, (2 * row + 1) / rows - 1], dim=-1)
+    albedo = F.grid_sample(textures.expand(_NUM_RAYS, -1, -1, -1), grid[:, None], align_corners=False)
+    return (albedo[:, :, 0] * brightness[:, None]).sum(0)
 
 
 def _mirror(x: Tensor) -> Tensor:
@@ -487,44 +565,36 @@ def _mirror(x: Tensor) -> Tensor:
     return 1 - (x - 2 * (x / 2).floor() - 1).abs()
 
 
-def _render_ground(scenes: _Scenes, objects: _Objects, split: str, image_size: int) -> Tensor:
-    """The ground with shadows, linear in light: (3, pixels)."""
-    num_scenes = len(scenes.exists)
-    lit = 1 - _shadows(objects, num_scenes, image_size)
-    sky = _ambient_occlusion(scenes, image_size)
-    brightness = _SUN * math.sin(_LIGHT_ELEVATION) * lit + _SKY * sky
-
+def _ground(scenes: _Scenes, shadow: Tensor, split: str, image_size: int) -> Tensor:
+    """Colors of the ground, linear in light: (3, pixels)."""
+    brightness = _SUN * math.sin(_LIGHT_ELEVATION) * (1 - shadow) + _SKY * _visible_sky(scenes, image_size)
     # Two samples to each pixel's height: the ground is foreshortened.
     u = (torch.arange(image_size) + 0.5) / image_size - 0.5
     v = (0.5 - (torch.arange(2 * image_size) + 0.5) / (2 * image_size))[:, None] / _SIN
     length, start_u, start_v, angle = torch.from_numpy(scenes.ground_texture).T[..., None, None]
     cosine, sine = angle.cos() / length, angle.sin() / length
     grid = torch.stack([u * cosine - v * sine + start_u, -(u * sine + v * cosine + start_v)], dim=-1)
-    textures, _ = _textures(split)
-    blocks = F.avg_pool2d(textures[torch.from_numpy(scenes.ground_block)], 2)
-    # grid_sample's coordinates run from -1 to 1 over a block.
+    blocks = _ground_textures(split).index_select(0, torch.from_numpy(scenes.ground_block))
+    # Blocks are mirrored beyond their edges. grid_sample's coordinates run from -1 to 1 over one of them.
     albedo = F.grid_sample(blocks, 2 * grid - 1, padding_mode="reflection", align_corners=False)
     albedo = (albedo[:, :, ::2] + albedo[:, :, 1::2]) / 2
     return albedo.transpose(0, 1).reshape(3, -1) * brightness
 
 
-def _shadows(objects: _Objects, num_scenes: int, image_size: int) -> Tensor:
+def _shadows(groups: list[_Objects], free: Tensor, image_size: int) -> Tensor:
     """Share of the light that objects keep from each pixel of the ground: (pixels,) in [0, 1].
 
     Each of a pixel's rays looks at another part of the light, so that shadows are sharp at an object's foot and grow
     softer with height.
     """
-    blocked = torch.zeros(_NUM_RAYS, num_scenes * image_size * image_size, dtype=torch.bool)
-    for i, name in enumerate(SHAPE_NAMES):
-        group = objects.select((objects.shape == i).nonzero()[:, 0])
-        pixels = _shadow_pixels(group, image_size)
-        lights = group.to_own_frame(_light_directions(group.light))
-        ground = torch.stack([pixels.u, pixels.v / _SIN, torch.zeros_like(pixels.u)])
-        frame = group.select(pixels.object)
-        origin = frame.to_own_frame(ground - frame.center[:, None]) / frame.radius
-        entry = ray_entry(name, origin, lights[..., pixels.object])
-        ray, pixel = entry.isfinite().nonzero(as_tuple=True)
-        blocked[ray, pixels.key[pixel]] = True
+    blocked = torch.zeros(_NUM_RAYS, len(free), dtype=torch.bool)
+    for name, objects in zip(SHAPE_NAMES, groups, strict=True):
+        pixels = _shadow_pixels(objects, image_size)
+        pixels = pixels.select(free.index_select(0, pixels.key).nonzero()[:, 0])
+        origin = _ray_origins(objects, pixels, image_size, above=(0.0, 1 / _SIN, 0.0))
+        directions = objects.to_own_frame(_light_directions(objects.light)).index_select(2, pixels.object)
+        ray, pixel = (ray_entry(name, origin, directions) < torch.inf).nonzero(as_tuple=True)
+        blocked[ray, pixels.key.index_select(0, pixel)] = True
     return blocked.sum(0) / _NUM_RAYS
 
 
@@ -536,9 +606,8 @@ def _light_directions(light: Tensor) -> Tensor:
     rise = torch.stack([-x * z / horizontal, -y * z / horizontal, horizontal])
     # In another order than the pixel's grid, so that place in the pixel and place in the light are unrelated.
     ray = torch.arange(_NUM_RAYS) * 4 % _NUM_RAYS
-    a = (ray % _GRID - (_GRID - 1) / 2)[:, None] * (_LIGHT_RADIUS / _GRID * 2)
-    b = (ray // _GRID - (_GRID - 1) / 2)[:, None] * (_LIGHT_RADIUS / _GRID * 2)
-    direction = light[:, None] + a * side[:, None] + b * rise[:, None]
+    a, b = ((index - (_GRID - 1) / 2) * (2 / _GRID * _LIGHT_RADIUS) for index in (ray % _GRID, ray // _GRID))
+    direction = light[:, None] + a[:, None] * side[:, None] + b[:, None] * rise[:, None]
     length = (direction[0] * direction[0] + direction[1] * direction[1] + direction[2] * direction[2]).sqrt()
     return direction / length
 
@@ -546,20 +615,22 @@ def _light_directions(light: Tensor) -> Tensor:
 def _shadow_pixels(objects: _Objects, image_size: int) -> _Pixels:
     """Pixels of the boxes around footprints and the shadows of tops."""
     x, y, _ = objects.center
-    reach = 1.5 * objects.radius
-    length = 2 * objects.radius / (objects.light[2] - _LIGHT_RADIUS)
+    cube = objects.shape == SHAPE_NAMES.index("cube")
+    reach = torch.where(cube, math.sqrt(2) * objects.radius, objects.radius)
+    length = 2 * objects.radius / math.tan(_LIGHT_ELEVATION) / math.cos(_LIGHT_ELEVATION)
     shadow_x, shadow_y = x - objects.light[0] * length, y - objects.light[1] * length
+    soft = 4 * _LIGHT_RADIUS * objects.radius
     return _pixels_in_boxes(
         objects,
-        0.5 + torch.minimum(x, shadow_x) - reach,
-        0.5 + torch.maximum(x, shadow_x) + reach,
-        0.5 - (torch.maximum(y, shadow_y) + reach) * _SIN,
-        0.5 - (torch.minimum(y, shadow_y) - reach) * _SIN,
+        0.5 + torch.minimum(x - reach, shadow_x - reach - soft),
+        0.5 + torch.maximum(x + reach, shadow_x + reach + soft),
+        0.5 - torch.maximum(y + reach, shadow_y + reach + soft) * _SIN,
+        0.5 - torch.minimum(y - reach, shadow_y - reach - soft) * _SIN,
         image_size,
     )
 
 
-def _ambient_occlusion(scenes: _Scenes, image_size: int) -> Tensor:
+def _visible_sky(scenes: _Scenes, image_size: int) -> Tensor:
     """Share of the sky that each pixel of the ground sees: (pixels,) in [0, 1].
 
     Objects count as balls of their volume: a ball of radius r at distance d hides (r / d)^2 of a sky that is weighted
@@ -579,26 +650,22 @@ def _ambient_occlusion(scenes: _Scenes, image_size: int) -> Tensor:
     return sky.flatten()
 
 
-def _to_rows(scenes: _Scenes, images: np.ndarray, masks: np.ndarray, labelled: bool) -> Iterator[dict[str, Any]]:
-    """Rows of the data set."""
+def _to_columns(scenes: _Scenes, images: np.ndarray, masks: np.ndarray, labelled: bool) -> dict[str, Any]:
     exists = scenes.exists
-    slots = np.arange(1, exists.shape[1] + 1)
+    position = _to_image(scenes.position, _radius(scenes.shape, scenes.size))
+    area = np.stack([(masks == slot + 1).sum((1, 2)) for slot in range(exists.shape[1])], axis=1)
     columns = {
+        "image": [{"bytes": _encode(image), "path": None} for image in images],
+        "mask": masks,
+        "ground": scenes.ground,
         "shape": np.where(exists, scenes.shape, -1),
         "material": np.where(exists, scenes.material, -1),
-        "position": np.where(
-            exists[..., None], _to_image(scenes.position, _radius(scenes.shape, scenes.size)), -1
-        ).astype(np.float32),
+        "position": np.where(exists[..., None], position, -1).astype(np.float32),
         "size": np.where(exists, scenes.size, -1),
         "rotation": np.where(exists, scenes.rotation, -1),
-        "area": np.where(exists, (masks[:, None] == slots[:, None, None]).sum((2, 3)), -1),
-        "ground": scenes.ground,
+        "area": np.where(exists, area, -1),
     }
-    if labelled:
-        columns["label"] = scenes.material[:, 0]
-    for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        row = {name: column[index] for name, column in columns.items()}
-        yield {"image": {"bytes": _encode(image), "path": None}, "mask": mask, **row}
+    return columns | {"label": scenes.material[:, 0]} if labelled else columns
 
 
 def _encode(image: np.ndarray) -> bytes:
