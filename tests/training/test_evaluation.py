@@ -154,6 +154,20 @@ def test_an_evaluation_does_not_wake_a_frozen_encoder(make_trainer):
     assert trainer.model.training and not any(module.training for module in frozen.modules())
 
 
+def test_a_training_does_not_wake_a_frozen_encoder(make_trainer):
+    trainer = make_trainer()
+    model = trainer.model.train()
+    model.stellar.requires_grad_(False).eval()
+    awake = []
+    model.register_forward_pre_hook(
+        lambda *_: awake.append(
+            (model.training, model.decoder.training, any(m.training for m in model.stellar.modules()))
+        )
+    )
+    trainer.train()
+    assert set(awake) == {(True, True, False)}
+
+
 # Classes -------------------------------------------------------------------------------------------------------------
 
 

@@ -134,6 +134,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             vq_model.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self._unreadable = UnreadableImages(args.max_unreadable_share)
         self._mean_loss = MeanOfReadable()
+        self._frozen: list[nn.Module] = []
         self.add_callback(PushCodeCallback())
         self._throughput = ThroughputCallback()
         self._loss_guard = NonFiniteLossGuard()
@@ -175,7 +176,11 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         return self.args.views(self._base_model.config)
 
     def train(self, resume_from_checkpoint: str | Path | bool | Checkpoint | None = None, *args, **kwargs):
-        """As in [`CheckpointTrainer`]; the figures of the last evaluation are saved in `all_results.json`."""
+        """
+        As in [`CheckpointTrainer`]; the figures of the last evaluation are saved in `all_results.json`. Modules whose
+        weights are all frozen, and which are in evaluation mode now, stay in it.
+        """
+        self._frozen = [module for module in self.model.modules() if _is_frozen_in_evaluation_mode(module)]
         if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             forget_preparation(self.model)
         result = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -290,6 +295,9 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         The objective at this step of its schedules, of views that are made here unless the batch has them; keeps every
         term for the next log.
         """
+        if model.training:
+            for module in self._frozen:
+                module.eval()  # which the Trainer wakes with the whole model at each step
         inputs = self._with_views(inputs, self._unreadable if model.training else self._evaluation.unreadable)
         settings = objective_settings(self.args, self.model.config, self.state, inputs) if model.training else {}
         loss, outputs = super().compute_loss(model, {**inputs, **settings}, return_outputs=True)
@@ -389,6 +397,11 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
 def _without_adapters(model: Any) -> Any:
     """The model in a wrapper of PEFT, which need not be installed; others as they are."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _is_frozen_in_evaluation_mode(module: nn.Module) -> bool:
+    weights = list(module.parameters())
+    return not module.training and bool(weights) and not any(weight.requires_grad for weight in weights)
 
 
 def _as_list(values: str | list[str] | None) -> list[str]:
