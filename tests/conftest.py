@@ -242,7 +242,7 @@ def make_python(tmp_path_factory) -> Callable[..., Any]:
         with subprocess.Popen(command, env=environment, **pipes) as server:
             assert server.stdout.readline() == b"ready\n"
             yield str(executable)
-            server.stdin.close()
+            server.kill()  # to close its stdin may not do: processes that were forked from the tests may hold it
 
     return make
 

@@ -231,22 +231,22 @@ def test_only_missing_shards_are_made(run_script, arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_repeated_equals_uninterrupted(run_script, arguments, tmp_path):
+def test_killed_and_repeated_equals_uninterrupted(run_script, forking_python, arguments, tmp_path):
     arguments = [*arguments, "--shard_size=1"]
-    command = [sys.executable, str(SCRIPT), *arguments, f"--output_dir={tmp_path / 'killed'}"]
+    command = [forking_python, str(SCRIPT), *arguments, f"--output_dir={tmp_path / 'killed'}"]
     with (tmp_path / "stderr.txt").open("w") as errors:
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=errors)
         while process.poll() is None and len(shards_of(tmp_path / "killed")) < 3:
             time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, (tmp_path / "stderr.txt").read_text()
+        process.kill()
+        process.communicate()  # until nobody can write any more
+    assert process.returncode == -signal.SIGKILL, (tmp_path / "stderr.txt").read_text()
     assert 3 <= len(shards_of(tmp_path / "killed")) < 10
     for name in ("killed", "whole"):
         run_script(*arguments, f"--output_dir={tmp_path / name}")
     assert_equal_features(load(tmp_path / "killed"), load(tmp_path / "whole"))
 
 
-@pytest.mark.slow
 def test_after_ctrl_c_the_command_says_how_to_go_on(arguments, tmp_path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -259,10 +259,13 @@ def test_after_ctrl_c_the_command_says_how_to_go_on(arguments, tmp_path, monkeyp
     assert "Interrupted. Repeat the command to go on" in capsys.readouterr().err
 
 
-def test_launched_processes_write_what_one_process_writes(run_script, arguments, tmp_path):
+@pytest.mark.slow
+def test_launched_processes_write_what_one_process_writes(run_script, forking_python, arguments, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, str(SCRIPT), *arguments, f"--output_dir={tmp_path / 'launched'}"]
-    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=500)
+    command = [forking_python, *launcher, str(SCRIPT), *arguments, f"--output_dir={tmp_path / 'launched'}"]
+    process = subprocess.run(
+        command, env={**ENVIRONMENT, "PYTHON_EXEC": forking_python}, capture_output=True, text=True, timeout=500
+    )
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("Features of 10 images in 3 shards") == 1
     run_script(*arguments, f"--output_dir={tmp_path / 'one'}")

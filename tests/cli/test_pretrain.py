@@ -117,10 +117,10 @@ def own_images(photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def main_job(tmp_path_factory):
-    """A finished short run of the main job, and its output folder."""
+def main_job(forking_python, tmp_path_factory):
+    """A finished short run of the main job, in a fresh interpreter, and its output folder."""
     folder = tmp_path_factory.mktemp("job") / "model"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "-m", "stellar_hf.cli.pretrain"]
+    command = [forking_python, "-m", "accelerate.commands.launch", "-m", "stellar_hf.cli.pretrain"]
     command += ["--max_steps=2", "--logging_steps=1", "--per_device_train_batch_size=16"]
     command += ["--num_train_scenes=64", "--num_eval_scenes=32"]
     process = subprocess.run(
@@ -462,18 +462,19 @@ def assert_same_weights(folder, expected):
 
 
 def test_the_same_command_goes_on_after_a_kill_bit_for_bit_and_is_finished_after_that(
-    run_script, uninterrupted, tmp_path, capsys
+    run_script, forking_python, uninterrupted, tmp_path, capsys
 ):
     whole, arguments = uninterrupted(num_workers=2)
     arguments = [*arguments, f"--output_dir={tmp_path}"]
-    process = subprocess.Popen([sys.executable, str(SCRIPT), *arguments], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    command = [forking_python, str(SCRIPT), *arguments]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE)
     try:
         while not (tmp_path / "checkpoint-2").is_dir():
             assert process.poll() is None
             time.sleep(0.001)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()  # until nobody can write any more
     shutil.rmtree(tmp_path / "checkpoint-6", ignore_errors=True)  # where the kill came late
 
     run_script(*arguments)
@@ -542,6 +543,7 @@ def test_ctrl_c_before_training(run_script, tmp_path, capsys):
     assert capsys.readouterr().err.strip() == "Interrupted."
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_training_leaves_a_checkpoint_that_the_same_command_goes_on_from(
     run_script, own_images, tmp_path, capsys
 ):

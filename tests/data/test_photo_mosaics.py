@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 import hashlib
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -62,13 +61,13 @@ def test_arguments_decide_the_scenes():
     assert not np.array_equal(pixels(first), pixels(other)) and not np.array_equal(masks(first), masks(other))
 
 
-def test_scenes_are_the_same_in_another_process():
+def test_scenes_are_the_same_in_another_process(forking_python):
     code = (
         "import hashlib\nfrom stellar_hf.data import load_photo_mosaics\n"
         "data = load_photo_mosaics('train', num_scenes=8)\n"
         "print(hashlib.sha256(b''.join(image.tobytes() for image in data['image'])).hexdigest())"
     )
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    other = subprocess.run([forking_python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert other == hashlib.sha256(pixels(load_photo_mosaics("train", num_scenes=8)).tobytes()).hexdigest()
 
 

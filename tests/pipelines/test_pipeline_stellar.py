@@ -5,7 +5,6 @@
 import inspect
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -168,11 +167,11 @@ def test_variants_and_shards(pipe, images, tmp_path, options):
     torch.testing.assert_close(loaded(image=images[0], output_type="latent").images, expected, rtol=0, atol=1e-5)
 
 
-def test_plain_diffusion_pipeline_loads_through_the_saved_file(pipe, images, tmp_path):
+def test_plain_diffusion_pipeline_loads_through_the_saved_file(pipe, forking_python, tmp_path):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "StellarPipeline" and index["vq_model"] == [None, None]
-    # In a fresh process, in which nothing of the package is imported yet.
+    # In a process in which nothing of the package is imported yet.
     code = f"""
         from diffusers import DiffusionPipeline
         try:
@@ -184,7 +183,7 @@ def test_plain_diffusion_pipeline_loads_through_the_saved_file(pipe, images, tmp
         )
         print(type(pipe).__module__, type(pipe).__name__, pipe.model.num_parameters())
     """
-    process = subprocess.run([sys.executable, "-c", inspect.cleandoc("\n" + code)], capture_output=True, text=True)
+    process = subprocess.run([forking_python, "-c", inspect.cleandoc("\n" + code)], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert "has no attribute StellarPipeline" in process.stdout
     expected = f"stellar_hf.pipelines.pipeline_stellar StellarPipeline {pipe.model.num_parameters()}"
