@@ -229,11 +229,18 @@ def test_images_to_measure_on_are_measured_at_the_end(run_script, own_images, ph
     assert results["eval_psnr"] > 0 and results["train_loss"] > 0
 
 
-def test_measuring_while_training_measures_each_model_once(run_script, own_images, photos, tmp_path, capsys):
+def test_measuring_while_training_measures_each_model_once(run_script, own_images, photos, tmp_path, monkeypatch):
+    evaluate, evaluated = stellar_hf.StellarTrainer.evaluate, []
+
+    def counted(trainer, *args, **kwargs):
+        evaluated.append(trainer.state.global_step)
+        return evaluate(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(stellar_hf.StellarTrainer, "evaluate", counted)
     command = [*own_images, f"--eval_dir={photos}", "--eval_strategy=steps", "--eval_steps=1", "--save_steps=1"]
     command += ["--max_steps=2", f"--output_dir={tmp_path}"]
     run_script(*command)
-    assert capsys.readouterr().out.count("eval_psnr") == 2
+    assert evaluated == [1, 2]
     assert len(list((tmp_path / "figures").glob("*.png"))) == 2
     results = json.loads((tmp_path / "all_results.json").read_text())
     logs = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
