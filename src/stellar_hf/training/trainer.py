@@ -178,9 +178,11 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
     def train(self, resume_from_checkpoint: str | Path | bool | Checkpoint | None = None, *args, **kwargs):
         """
         As in [`CheckpointTrainer`]; the figures of the last evaluation are saved in `all_results.json`. Modules whose
-        weights are all frozen, and which are in evaluation mode now, stay in it.
+        weights are all frozen, and which are in evaluation mode in a model that is not, stay in it.
         """
-        self._frozen = [module for module in self.model.modules() if _is_frozen_in_evaluation_mode(module)]
+        # A model that was just loaded is in evaluation mode as a whole, which says nothing of what was frozen.
+        modules = self.model.modules() if self.model.training else ()
+        self._frozen = [module for module in modules if _is_frozen_in_evaluation_mode(module)]
         if self.accelerator.distributed_type in (DistributedType.MULTI_GPU, DistributedType.MULTI_CPU):
             forget_preparation(self.model)
         result = super().train(resume_from_checkpoint, *args, **kwargs)
