@@ -215,7 +215,7 @@ class _Scenes(NamedTuple):
     texture: np.ndarray  # (n, m, 3): length of a block, and where the texture begins, in blocks
     ground: np.ndarray  # (n,)
     ground_block: np.ndarray  # (n,)
-    ground_texture: np.ndarray  # (n, 4): likewise, and its angle
+    ground_texture: np.ndarray  # (n, 4): the same of the ground, and its angle
     light: np.ndarray  # (n,): azimuth
 
     def select(self, index: slice) -> _Scenes:

@@ -36,7 +36,7 @@ class TrainingFreeEncoder(nn.Module):
     Args:
         image_mean: Mean of each channel with which the image processor normalizes, so that colours can be told again.
             By default pixel values are RGB in [0, 1] already.
-        image_std: Standard deviation likewise.
+        image_std: The standard deviations that the pixels were divided by.
     """
 
     dtype = torch.float32
@@ -109,7 +109,7 @@ class KMeansSegments(TrainingFreeEncoder):
     Args:
         num_segments: k, the segments of an image.
         image_mean: As in [`TrainingFreeEncoder`].
-        image_std: Likewise.
+        image_std: The standard deviations that the pixels were divided by.
     """
 
     def __init__(

@@ -52,7 +52,7 @@ def match_classes(
 
     Args:
         train_labels: n labels: integers, or names; None or a negative number for no class.
-        test_labels: m labels, likewise.
+        test_labels: The m labels of the test rows, of the same kinds.
         train_names: Name of each integer among the training labels, as [`class_names`] gives them.
         test_names: The same of the test labels.
 
@@ -99,7 +99,7 @@ def concept_accuracy(
         train_tokens: (B, r, d) floating point.
         train_concepts: (B, r) integers; class of the region that the token covers, -1 where it covers none.
         test_tokens: (C, r, d) floating point.
-        test_concepts: (C, r) integers, likewise.
+        test_concepts: (C, r) integers, the same of the test tokens.
         k: Number of neighbours.
 
     Returns:

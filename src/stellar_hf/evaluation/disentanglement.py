@@ -186,7 +186,7 @@ def shift_equivariance(
         before: Tensors of [`object_features`] for M scenes: `sparse_tokens`, `localization`, `grid_size`.
         before_mask: (M, H, W) integers, the object of each pixel; 0 is the ground.
         after: The same of the scenes with one object shifted.
-        after_mask: (M, H, W) integers, likewise.
+        after_mask: (M, H, W) integers, the same of the moved scenes.
         object_ids: (M,) integers, the object of each scene that is shifted.
         shifts: (M, 2) integers, pixels to the right and down.
 

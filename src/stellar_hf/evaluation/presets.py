@@ -372,7 +372,7 @@ def load_own_images(
         test: Folder, shards or data set on the Hub to measure on.
         train: The same to find neighbours in and to train probes on; without it there is no kNN and no probe.
         train_split: Split of a data set that has several.
-        test_split: Likewise.
+        test_split: The split to measure on.
         image_column: Column of the images.
         label_column: Column of the classes, if there is one.
         mask_column: Column of the masks, if there is one: for `segmentation` the class of each pixel, 255 where there
