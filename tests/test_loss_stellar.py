@@ -3,10 +3,6 @@
 """Each term of the objective against a naive formulation in float64, and the laws that it obeys."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +10,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import stellar_hf
 from stellar_hf.loss_stellar import (
     expected_prototypes,
     koleo_loss,
@@ -132,40 +127,17 @@ def test_sinkhorn_leaves_its_input_and_the_graph_alone():
     assert torch.equal(logits, before)
 
 
-SINKHORN_PROCESS = """
-import sys
-import torch
-import torch.distributed as dist
-from stellar_hf.loss_stellar import sinkhorn_knopp
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-rows = torch.load(f"{folder}/logits.pt").chunk(2)[rank]
-result = {scale: sinkhorn_knopp(rows, scale=scale) for scale in (1.0, 0.6)}
-torch.save(result, f"{folder}/assignments{rank}.pt")
-dist.barrier()
-dist.destroy_process_group()
-"""
-
-
-def test_sinkhorn_over_two_processes_equals_one(tmp_path):
+def test_sinkhorn_over_two_processes_equals_one(two_processes):
     logits = normal(0, 12, 9)
     logits[:6] *= 3  # so that neither process has the maxima and sums of all
-    torch.save(logits, tmp_path / "logits.pt")
-    source = Path(stellar_hf.__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SINKHORN_PROCESS]
-    processes = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    halves = [torch.load(tmp_path / f"assignments{rank}.pt") for rank in range(2)]
-    for scale in (1.0, 0.6):
-        torch.testing.assert_close(
-            torch.cat([half[scale] for half in halves]), sinkhorn_knopp(logits, scale=scale), rtol=1e-5, atol=1e-6
-        )
+    scales = (1.0, 0.6)
+
+    def assignments(accelerator):
+        rows = logits.chunk(2)[accelerator.process_index]
+        return [sinkhorn_knopp(rows, scale=scale) for scale in scales]
+
+    for scale, *halves in zip(scales, *two_processes(assignments), strict=True):
+        torch.testing.assert_close(torch.cat(halves), sinkhorn_knopp(logits, scale=scale), rtol=1e-5, atol=1e-6)
 
 
 # Matching ------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,18 @@ import pytest
 import torch
 
 from stellar_hf import StellarForPreTraining, StellarTrainer, StellarTrainingArguments
+from stellar_hf.training.evaluation import FigureCallback
 
 IMAGES = [{"image": image} for image in np.random.default_rng(0).integers(0, 256, (10, 40, 40, 3), dtype=np.uint8)]
 
 
 @pytest.fixture(scope="session")
 def build_trainer(tiny_config):
-    """Builds a trainer of a tiny model for 3 steps of 2 images; `config` and arguments can be overridden."""
+    """
+    Builds a trainer of a tiny model for 3 steps of 2 images; `config` and arguments can be overridden.
+
+    Evaluations draw figures, which take most of their time, where a test asks for them.
+    """
 
     def build(
         output_dir,
@@ -25,6 +30,7 @@ def build_trainer(tiny_config):
         data_collator=None,
         eval_dataset=None,
         vq_model=None,
+        figures=False,
         **arguments,
     ):
         torch.manual_seed(0)
@@ -42,7 +48,7 @@ def build_trainer(tiny_config):
             "disable_tqdm": True,
             "use_cpu": True,
         }
-        return StellarTrainer(
+        trainer = StellarTrainer(
             StellarForPreTraining(tiny_config(**(config or {}))),
             StellarTrainingArguments(**{**defaults, **arguments}),
             train_dataset=train_dataset,
@@ -51,6 +57,9 @@ def build_trainer(tiny_config):
             callbacks=callbacks,
             vq_model=vq_model,
         )
+        if not figures:
+            trainer.pop_callback(FigureCallback)
+        return trainer
 
     return build
 

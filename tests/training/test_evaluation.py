@@ -31,7 +31,9 @@ def colored_images(count, seed):
 
 @pytest.fixture
 def make_trainer(tiny_config, tmp_path):
-    def make(train_dataset=None, eval_dataset=None, **arguments):
+    """Builds a trainer of a tiny model; evaluations draw figures, most of their time, where a test asks for them."""
+
+    def make(train_dataset=None, eval_dataset=None, figures=False, **arguments):
         torch.manual_seed(0)
         defaults = {
             "output_dir": str(tmp_path / "run"),
@@ -43,12 +45,15 @@ def make_trainer(tiny_config, tmp_path):
             "use_cpu": True,
             "save_strategy": "no",
         }
-        return StellarTrainer(
+        trainer = StellarTrainer(
             StellarForPreTraining(tiny_config()),
             StellarTrainingArguments(**{**defaults, **arguments}),
             train_dataset=colored_images(24, 0) if train_dataset is None else train_dataset,
             eval_dataset=colored_images(9, 1) if eval_dataset is None else eval_dataset,
         )
+        if not figures:
+            trainer.pop_callback(FigureCallback)
+        return trainer
 
     return make
 
@@ -104,7 +109,7 @@ def with_a_broken_row(tmp_path, count=9):
 def test_an_unreadable_image_counts_in_no_measure_and_is_named_once(make_trainer, tmp_path, caplog):
     rows = with_a_broken_row(tmp_path)
     expected = make_trainer(eval_dataset=[row for row in rows if "path" not in row["image"]]).evaluate()
-    trainer = make_trainer(eval_dataset=rows)
+    trainer = make_trainer(eval_dataset=rows, figures=True)
     for _ in range(2):
         metrics = trainer.evaluate()
         assert metrics["eval_psnr"] == pytest.approx(expected["eval_psnr"], rel=1e-6)
@@ -126,7 +131,6 @@ def test_the_objective_is_the_mean_over_the_images_that_can_be_read(make_trainer
             losses.setdefault(len(inputs["pixel_values"]), []).append(output.loss.item())
 
     trainer.model.register_forward_hook(keep, with_kwargs=True)
-    trainer.pop_callback(FigureCallback)  # takes most of the time
     found = trainer.evaluate(rows)["eval_loss"]
     assert [len(losses[size]) for size in (3, 2, 1)] == [1, 1, 2]
     expected = (3 * losses[3][0] + 2 * losses[2][0] + losses[1][1]) / 6
@@ -141,13 +145,17 @@ def test_an_evaluation_of_nothing_that_can_be_read_is_refused(make_trainer, tmp_
 
 def test_unreadable_images_of_an_evaluation_do_not_stop_the_training(make_trainer, tmp_path):
     trainer = make_trainer(
-        eval_dataset=with_a_broken_row(tmp_path), max_unreadable_share=0.0, eval_strategy="steps", eval_steps=1
+        eval_dataset=with_a_broken_row(tmp_path),
+        max_unreadable_share=0.0,
+        eval_strategy="steps",
+        eval_steps=2,
+        figures=True,
     )
     assert trainer.train().global_step == 2
 
 
 def test_an_evaluation_does_not_wake_a_frozen_encoder(make_trainer):
-    trainer = make_trainer()
+    trainer = make_trainer(figures=True)
     frozen = trainer.model.train().stellar.eval()
     figures = next(callback for callback in trainer.callback_handler.callbacks if "Figure" in type(callback).__name__)
     figures.on_evaluate(trainer.args, trainer.state, trainer.control, model=trainer.model)
@@ -243,7 +251,7 @@ def test_the_best_model_can_be_chosen_by_what_is_measured(make_trainer):
 
 def test_figures_are_saved_and_sent_to_tensorboard(make_trainer, tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
-    make_trainer(eval_strategy="steps", eval_steps=1, report_to=["tensorboard"]).train()
+    make_trainer(eval_strategy="steps", eval_steps=1, report_to=["tensorboard"], figures=True).train()
     for step in (1, 2):
         with Image.open(tmp_path / "run" / "figures" / f"step-{step:07d}.png") as figure:
             assert min(figure.size) > 500
@@ -257,6 +265,6 @@ def test_figures_are_sent_to_weights_and_biases(make_trainer, tmp_path, monkeypa
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    make_trainer(eval_strategy="steps", eval_steps=1, report_to=["wandb"]).train()
+    make_trainer(eval_strategy="steps", eval_steps=1, report_to=["wandb"], figures=True).train()
     wandb.finish()
     assert len(list(tmp_path.rglob("media/images/eval/reconstructions_*.png"))) == 2
