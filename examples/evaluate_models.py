@@ -4,8 +4,8 @@
 Measures models by the protocols of the paper, beside baselines that were never trained. As a command: stellar-hf
 evaluate.
 
-    python examples/evaluate.py                                 # demo model, embedded tabletop scenes
-    accelerate launch --num_processes 8 examples/evaluate.py --model_name_or_path stellar-base-16 \
+    python examples/evaluate_models.py                                 # demo model, embedded tabletop scenes
+    accelerate launch --num_processes 8 examples/evaluate_models.py --model_name_or_path stellar-base-16 \
         --preset imagenet-1k --tasks knn linear --dataloader_num_workers 8 --dtype bfloat16
 
 A command that was killed goes on when it is repeated, also with another number of processes.
