@@ -425,6 +425,14 @@ def test_corrupt_image_is_named(error_of, tmp_path, num_workers):
     assert f"{tmp_path / 'broken.png'} cannot be read: unknown format." in message
 
 
+def test_an_error_ends_a_command_with_workers(forking_python, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image at all")
+    command = [forking_python, str(SCRIPT), f"--train_dir={tmp_path}", f"--model_config={json.dumps(TINY_MODEL)}"]
+    command += [*TINY_RUN, "--max_steps=1", f"--output_dir={tmp_path / 'out'}", "--dataloader_num_workers=1"]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    assert process.returncode == 1 and "broken.png cannot be read" in process.stderr.splitlines()[-1]
+
+
 def test_model_config_that_does_not_fit_the_checkpoint(error_of, run_script, own_images, tmp_path):
     run_script(*own_images, "--max_steps=1", f"--output_dir={tmp_path}")
     message = error_of(*own_images[:1], f"--model_name_or_path={tmp_path}", '--model_config={"num_sparse_tokens": 5}')

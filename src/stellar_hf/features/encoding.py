@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ..data import UnreadableImages, read_image, undecoded
+from ..data.workers import ignore_signals
 from ..image_processing_pil_stellar import WHITE
 from .checks import check_integer
 
@@ -213,7 +213,7 @@ def encode_batches(
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_unchanged,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
         pin_memory=model.device.type == "cuda",
         generator=torch.Generator(),
     )
@@ -410,12 +410,6 @@ def _share(batches: Sequence[Sequence[int]], num_processes: int, process_index: 
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _ignore_signals(worker_id: int) -> None:
-    # Ctrl-C and SIGTERM come to the workers as well; the main process ends them when it is ready.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 @torch.no_grad()

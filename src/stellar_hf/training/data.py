@@ -2,7 +2,6 @@
 # Licensed under the Apache License, Version 2.0.
 """What a training asks of its data sets, and how it reads them: divided evenly, by patient workers."""
 
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data import StellarCollator
-from .callbacks import GracefulInterruptCallback
+from ..data.workers import ignore_signals
 
 
 def check_not_empty(dataset: Any) -> None:
@@ -75,7 +74,6 @@ def _loader(dataloader: Any) -> DataLoader:
 
 
 def _init_worker(worker_id: int, initialize: Callable[[int], None] | None) -> None:
-    for number in GracefulInterruptCallback.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+    ignore_signals(worker_id)
     if initialize is not None:
         initialize(worker_id)
