@@ -4,6 +4,8 @@
 
 import json
 
+import pytest
+
 from stellar_hf.data import load_photo_mosaics
 
 TINY_MODEL = {
@@ -24,6 +26,7 @@ TINY_MODEL = {
 }
 
 
+@pytest.mark.slow
 def test_the_first_push_holds_pipeline_figure_and_results(hub, run_python, tmp_path):
     (tmp_path / "photos").mkdir()
     for index, image in enumerate(load_photo_mosaics("train", 4, 32)["image"]):
