@@ -96,7 +96,7 @@ class EvaluationArguments:
     )
     max_train_images: int | None = field(default=None, metadata={"help": "Learn from at most so many images."})
     max_test_images: int | None = field(default=None, metadata={"help": "Measure at most so many images."})
-    num_scenes: int = field(default=100, metadata={"help": "Embedded scenes, where no images are given."})
+    num_scenes: int = field(default=300, metadata={"help": "Embedded scenes, where no images are given."})
     seeds: list[int] = field(
         default_factory=lambda: [0],
         metadata={"help": "Of scenes, probes and untrained networks; tables show mean and deviation of several."},

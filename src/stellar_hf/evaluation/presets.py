@@ -237,7 +237,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def load_embedded_data(
-    num_scenes: int = 100, split: str = "test", seed: int = 0, tasks: Sequence[str] | None = None
+    num_scenes: int = 300, split: str = "test", seed: int = 0, tasks: Sequence[str] | None = None
 ) -> EvaluationData:
     """Makes the embedded tabletop scenes: classification of the material on scenes of one object, everything else on
     scenes of two to four.
