@@ -6,13 +6,15 @@ Trains STELLAR and, as a reference, the same network with labels: the same scene
     python examples/embedded_comparison.py                      # three seeds of both
     python examples/embedded_comparison.py --seeds 0 --max_steps 20 --num_train_scenes 256    # a try, in a minute
 
-Writes untrained-SEED, stellar-SEED and supervised-SEED below --output_dir, goes on where it was interrupted, and
-prints the command that measures them all. The supervised network is told which materials and shapes are in a scene,
-not where; it sees the views whole, where STELLAR drops most of their patches.
+Writes stellar-SEED and supervised-SEED below --output_dir, measures them beside an untrained network and what needs no
+training, and writes tables of means and deviations to results.md. The same command goes on where it was interrupted.
+The supervised network is told which materials and shapes are in a scene, not where; it sees the views whole, where
+STELLAR drops most of their patches.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,7 +31,19 @@ from stellar_hf import (
 from stellar_hf.cli.pretrain import make_parser, value_types
 from stellar_hf.cli.recipes import read_recipe
 from stellar_hf.data import StellarCollator, load_tabletop_scenes
+from stellar_hf.evaluation import (
+    METRICS,
+    ResultFile,
+    RunSettings,
+    build_tables,
+    evaluate_models,
+    format_markdown,
+    load_embedded_data,
+    load_subject,
+)
 from stellar_hf.training import default_processor
+
+NAMES = ("stellar", "supervised")
 
 
 class LabelledCollator(StellarCollator):
@@ -64,7 +78,7 @@ def with_untrained_localization(encoder, seed):
 
 
 def train(name, seed, args):
-    """Trains one of the three, or goes on, or finds it done; returns its folder."""
+    """Trains one of the two, or goes on, or finds it done; returns its folder."""
     folder = Path(args.output_dir, f"{name}-{seed}")
     recipe = read_recipe("photo_mosaics", types=value_types(make_parser()))
     config = {**recipe.pop("model_config"), "image_size": 64, "patch_size": 8}
@@ -82,9 +96,8 @@ def train(name, seed, args):
         model = StellarForPreTraining(StellarConfig(**config))
         trainer = StellarTrainer(model, settings, **data)
     if not (folder / "model.safetensors").exists():
-        if name != "untrained":
-            trainer.train(resume_from_checkpoint=bool(list(folder.glob("checkpoint-*"))))
-        if trainer.state.global_step < args.max_steps and name != "untrained":
+        trainer.train(resume_from_checkpoint=bool(list(folder.glob("checkpoint-*"))))
+        if trainer.state.global_step < args.max_steps:
             sys.exit("Interrupted: repeat the command to go on.")
         if name == "supervised":
             model = with_untrained_localization(model.stellar, seed)
@@ -93,17 +106,33 @@ def train(name, seed, args):
     return str(folder)
 
 
+def measure(name, folder, seed, args):
+    """Results of a model, by a name that all seeds share; those that are in results.json are not measured again."""
+    return evaluate_models(
+        [replace(load_subject(folder), name=name)],
+        load_embedded_data(args.num_test_scenes, seed=seed),
+        tasks=["knn", "linear", "objects", "disentanglement", "reconstruction"],
+        settings=RunSettings(seed=seed, compression_images=0),
+        results=ResultFile(Path(args.output_dir, "results.json")),
+        baselines=name == "stellar",
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="embedded-comparison", help="Where the models are written.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of weights and views.")
     parser.add_argument("--max_steps", type=int, default=300, help="Steps of each training.")
     parser.add_argument("--num_train_scenes", type=int, default=8000, help="Scenes of the train split.")
+    parser.add_argument("--num_test_scenes", type=int, default=300, help="Scenes of the test split.")
     args = parser.parse_args()
-    folders = [train(name, seed, args) for seed in args.seeds for name in ("untrained", "stellar", "supervised")]
-    print("\nTo measure them all:\n")
-    print("stellar-hf evaluate --tasks knn linear objects disentanglement reconstruction \\")
-    print(f"    --output_dir {args.output_dir}/results --model_name_or_path {' '.join(folders)}")
+    results = []
+    for seed in args.seeds:
+        for name in NAMES:
+            results += measure(name, train(name, seed, args), seed, args)
+    text = format_markdown(build_tables(results, METRICS))
+    Path(args.output_dir, "results.md").write_text(text + "\n")
+    print(f"\n{text}")
 
 
 if __name__ == "__main__":

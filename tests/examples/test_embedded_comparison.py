@@ -15,25 +15,23 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "embedded_comparison.py"
 
 
 @pytest.mark.slow
-def test_all_three_train_on_the_same_scenes_and_stay_as_they_are_when_repeated(tmp_path, monkeypatch, capsys):
+def test_both_are_trained_and_measured_and_nothing_is_done_twice(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    arguments = ["--seeds", "0", "--max_steps", "2", "--num_train_scenes", "64", "--output_dir", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", [SCRIPT.name, *arguments])
+    sizes = ["--max_steps", "2", "--num_train_scenes", "64", "--num_test_scenes", "12"]
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, "--seeds", "0", *sizes, "--output_dir", str(tmp_path)])
     script.main()
 
-    folders = [tmp_path / f"{name}-0" for name in ("untrained", "stellar", "supervised")]
-    assert f"--model_name_or_path {' '.join(map(str, folders))}" in capsys.readouterr().out
-    before = encoders(folders)
-    for trained in before[1:]:
-        assert trained.keys() == before[0].keys()
-        assert all((trained[name] != weight).any() for name, weight in before[0].items() if "q_proj.weight" in name)
+    stellar, supervised = (AutoModel.from_pretrained(tmp_path / f"{name}-0").state_dict() for name in script.NAMES)
+    assert stellar.keys() == supervised.keys()
+    assert all((stellar[name] != supervised[name]).any() for name in stellar if name.endswith("q_proj.weight"))
+    tables = (tmp_path / "results.md").read_text()
+    for row in ("**stellar**", "**supervised**", "stellar, untrained", "colour + gradient histogram", "k-means, 6"):
+        assert f"| {row}" in tables
 
-    script.main()  # finished trainings are not repeated
-    for old, new in zip(before, encoders(folders), strict=True):
-        assert all((old[name] == new[name]).all() for name in old)
-
-
-def encoders(folders):
-    return [AutoModel.from_pretrained(folder).state_dict() for folder in folders]
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    measured = (tmp_path / "results.json").read_text()
+    script.main()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == written
+    assert (tmp_path / "results.json").read_text() == measured
