@@ -299,7 +299,7 @@ def report(args: EvaluationArguments, results: list[Result]) -> None:
     tables = build_tables(results, METRICS)
     text = f"{format_markdown(tables)}\n\n{format_models(results)}"
     replace_text(folder / "results.md", text + "\n")
-    plot_results(bar_panels(tables)).savefig(folder / "results.png", dpi=200)
+    plot_results(bar_panels(tables)).savefig(folder / "results.png", dpi=200, bbox_inches="tight")
     print(f"\n{text}\n\n{folder / RESULTS_NAME}, results.md, results.png")
     for name in args.model_name_or_path:
         own = [result for result in results if result.source == name]
