@@ -117,3 +117,10 @@ def test_figure_has_a_panel_for_each_task_with_a_bar_for_each_row():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["mine, cls", "pixels, pooled"]
     with pytest.raises(ValueError, match="no panel"):
         plot_results([])
+
+
+def test_a_number_that_is_infinite_for_a_seed_has_no_deviation():
+    results = [result("mine", {"cls": {"accuracy": 0.5, "bits": bits}}, seed=int(bits > 7)) for bits in (7, math.inf)]
+    tables = build_tables(results, COLUMNS)
+    assert cells(format_markdown(tables))[-1] == ["**mine**", "cls", "50.0 ± 0.0", "inf"]
+    plot_results(bar_panels(tables))

@@ -149,7 +149,12 @@ def _mean_row(model: str, kind: str, variant: str, values: Sequence[Mapping[str,
         kind=kind,
         variant=variant,
         values={name: statistics.fmean(column) for name, column in columns.items()},
-        spreads={name: statistics.stdev(column) for name, column in columns.items() if len(column) > 1},
+        # The PSNR of an exact copy is infinite, and has no deviation.
+        spreads={
+            name: statistics.stdev(column)
+            for name, column in columns.items()
+            if len(column) > 1 and all(map(math.isfinite, column))
+        },
     )
 
 
