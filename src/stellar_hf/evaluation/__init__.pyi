@@ -74,6 +74,7 @@ from .retrieval import import_faiss as import_faiss
 from .retrieval import late_interaction as late_interaction
 from .retrieval import nearest_tokens as nearest_tokens
 from .retrieval import retrieval_scores as retrieval_scores
+from .run import evaluate_models as evaluate_models
 from .segmentation import class_iou as class_iou
 from .segmentation import confusion_matrix as confusion_matrix
 from .segmentation import dense_features as dense_features
@@ -85,6 +86,10 @@ from .segmentation import low_rank_features as low_rank_features
 from .segmentation import mean_iou as mean_iou
 from .segmentation import segmentation_probe_scores as segmentation_probe_scores
 from .segmentation import train_segmentation_probe as train_segmentation_probe
+from .subjects import RunSettings as RunSettings
+from .subjects import Subject as Subject
+from .subjects import load_subject as load_subject
+from .subjects import untrained as untrained
 from .tables import Metric as Metric
 from .tables import Table as Table
 from .tables import bar_panels as bar_panels
@@ -93,8 +98,3 @@ from .tables import format_markdown as format_markdown
 from .tables import format_models as format_models
 from .tasks import METRICS as METRICS
 from .tasks import TASKS as TASKS
-from .tasks import RunSettings as RunSettings
-from .tasks import Subject as Subject
-from .tasks import evaluate_models as evaluate_models
-from .tasks import load_subject as load_subject
-from .tasks import untrained as untrained

@@ -136,14 +136,19 @@ def package_versions() -> dict[str, str]:
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """The first 16 digits of a SHA-256 over the names, types, shapes and values of all weights and buffers that are
+    """The first 16 digits of [`weights_sha256`]."""
+    return weights_sha256(module)[:16]
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """The SHA-256, 64 hexadecimal digits, over the names, types, shapes and values of all weights and buffers that are
     saved; the same on any device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def data_fingerprint(dataset: Any, image_column: str = "image") -> str:

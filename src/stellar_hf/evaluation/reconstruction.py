@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +17,7 @@ from ..features import ImageFeatures, encode_images
 from ..features.checks import check_integer, check_tensors
 from ..features.encoding import encode_batches
 from ..modeling_stellar import StellarForImageReconstruction
+from .protocol import weights_sha256
 from .segmentation import low_rank_features, patch_features
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class ReconstructionMetrics:
     def describe_networks(self) -> dict[str, dict[str, str]]:
         """`name` and `sha256`, of all weights and buffers that are saved, of the network of each metric."""
         return {
-            metric: {"name": self._names.get(metric, type(network).__name__), "sha256": _weights_sha256(network)}
+            metric: {"name": self._names.get(metric, type(network).__name__), "sha256": weights_sha256(network)}
             for metric, network in self.networks.items()
         }
 
@@ -524,14 +524,6 @@ def _inception() -> nn.Module:
 def _missing(metric: str, packages: str, install: str, argument: str | None = None) -> str:
     hint = f" Or pass {argument}=None, or a network of your own." if argument else ""
     return f'{metric} needs {packages}; install with: pip install "{install}".{hint}'
-
-
-def _weights_sha256(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_images(reconstruction: Tensor, target: Tensor) -> None:

@@ -1,33 +1,20 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""The tasks of an evaluation, and the run that measures models on them one after the other.
-
-    data = load_embedded_data()
-    for result in evaluate_models([load_subject("owner/name")], data, tasks=["knn", "objects"]):
-        print(result.task, result.metrics)
-
-A task of a model is a step: its result is kept when it is there, and not measured again by an equal protocol.
-"""
+"""The tasks of an evaluation: how each measures a subject, on what, and what tables show of it."""
 
 from __future__ import annotations
 
-import datetime
-import difflib
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from transformers import AutoConfig, AutoModel
-from transformers.utils import logging
 
 from ..configuration_stellar import StellarConfig
-from ..features import ImageFeatures, encode_images, load_processor, model_features
+from ..features import ImageFeatures, encode_images, model_features
 from ..modeling_stellar import StellarForImageReconstruction
 from .baselines import BASELINES, KMeansSegments, TrainingFreeEncoder
 from .classification import class_names, match_classes
@@ -37,15 +24,8 @@ from .disentanglement import SceneObjects, shift_equivariance, what_and_where
 from .knn import knn_accuracy
 from .linear import linear_probe_accuracy, train_linear_probes
 from .objects import object_features, object_scores, segmentations
-from .presets import EvaluationData, Splits, with_paper_transform
-from .protocol import (
-    Result,
-    ResultFile,
-    as_json,
-    package_versions,
-    processor_protocol,
-    weights_fingerprint,
-)
+from .presets import Splits
+from .protocol import processor_protocol, weights_fingerprint
 from .reconstruction import (
     ReconstructionMetrics,
     ReconstructionProbe,
@@ -61,12 +41,8 @@ from .segmentation import (
     segmentation_probe_scores,
     train_segmentation_probe,
 )
+from .subjects import Metrics, RunSettings, Subject, Task
 from .tables import CHANCE, UNIFORM, Metric
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-logger = logging.get_logger(__name__)
 
 # Above so many images, single tokens are left out, which take r times the memory of one vector.
 _TOKENS_UP_TO = 50_000
@@ -75,294 +51,6 @@ _SEGMENTATION_BATCH = 64  # images of a step
 _RETRIEVED = (1, 5, 10)
 _SHIFT, _SHIFTED_SCENES = 8, 100  # pixels, and scenes that are moved
 _LEAST_AREA = 10  # visible pixels of an object that is asked for
-
-
-# What is measured ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Subject:
-    """What is measured: a model, or a baseline that is called as one.
-
-    Attributes:
-        name: As tables show it.
-        model: Any vision encoder of Transformers, or a baseline of `stellar_hf.evaluation.baselines`.
-        processor: Its image processor.
-        kind: "model", "untrained" or "baseline".
-        source: Folder or name on the Hub that it was loaded from; None if it was not.
-    """
-
-    name: str
-    model: Any
-    processor: Any
-    kind: str = "model"
-    source: str | None = None
-
-    @cached_property
-    def protocol(self) -> dict[str, Any]:
-        """The model and the preparation of its images, for the protocol of a result."""
-        model = {"class": type(self.model).__name__, "weights": weights_fingerprint(self.model)}
-        model["dtype"] = str(self.model.dtype).removeprefix("torch.")
-        return {"model": model, "images": processor_protocol(self.processor)}
-
-
-def load_subject(
-    name_or_path: str, dtype: str = "float32", paper_transform: bool = False, device: Any = "cpu"
-) -> Subject:
-    """Loads a model and its image processor.
-
-    Args:
-        name_or_path: A folder, or owner/name on the Hub: STELLAR, with its decoder where it has one, or any other
-            vision encoder.
-        dtype: Precision of the model.
-        paper_transform: Whether to prepare images as the paper does ([`with_paper_transform`]), in the size that the
-            model's own processor says.
-        device: Where to put it.
-    """
-    config = AutoConfig.from_pretrained(name_or_path)
-    model: Any = None
-    if isinstance(config, StellarConfig):
-        load: Any = StellarForImageReconstruction.from_pretrained
-        model, info = load(name_or_path, dtype=dtype, output_loading_info=True)
-        if any("decoder" in key for key in info["missing_keys"]):
-            model = None  # an encoder alone
-    if model is None:
-        model = AutoModel.from_pretrained(name_or_path, dtype=dtype)
-    processor = load_processor(name_or_path)
-    processor = with_paper_transform(processor) if paper_transform else processor
-    name = name_or_path.rstrip("/").split("/")[-1]
-    return Subject(name, model.to(device).eval(), processor, source=name_or_path)
-
-
-def untrained(subject: Subject, seed: int = 0) -> Subject:
-    """The same architecture with random weights."""
-    model = subject.model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = type(model)(model.config).to(model.device, model.dtype).eval()
-    return replace(subject, name=f"{subject.name}, untrained", model=fresh, kind="untrained", source=None)
-
-
-@dataclass
-class RunSettings:
-    """How tasks are measured.
-
-    Attributes:
-        seed: Of probes, clusters and untrained networks.
-        batch_size: Images of a forward pass.
-        num_workers: Processes that read images.
-        num_neighbours: k of kNN.
-        linear_probe: "closed", logistic regression on features that are computed once, or "paper", the recipe with
-            random crops and many learning rates.
-        num_segments: Segments into which tokens and patches are grouped for `objects`; by default one for the ground
-            and one for each object that an image has on average.
-        knn_segmentation_images: Training images at most whose patches are neighbours in the kNN of `segmentation`, at
-            equal distances; all of them by default.
-        reconstruction_metrics: What `reconstruction` measures, with its networks; PSNR and SSIM by default.
-        compression_images: Test images at most on which S and L are compared with other descriptions of as many bits,
-            at equal distances; 0 leaves that out.
-        reconstruction_probes: Of "low_rank" and "dense": fresh decoders that are trained on frozen features.
-        vq_model: Tokenizer of the models that reconstruct codes.
-        accelerator: Splits the images over its processes; only the main one writes.
-        show_progress: Whether to show progress bars.
-    """
-
-    seed: int = 0
-    batch_size: int = 64
-    num_workers: int = 0
-    num_neighbours: int = 20
-    linear_probe: Literal["closed", "paper"] = "closed"
-    num_segments: int | None = None
-    knn_segmentation_images: int | None = None
-    reconstruction_metrics: ReconstructionMetrics | None = None
-    compression_images: int = 32
-    reconstruction_probes: Sequence[Literal["low_rank", "dense"]] = ()
-    vq_model: Any = None
-    accelerator: Accelerator | None = None
-    show_progress: bool = True
-    _cache: dict[tuple, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def is_main_process(self) -> bool:
-        return self.accelerator is None or self.accelerator.is_main_process
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """What every pass over images takes."""
-        return {
-            "batch_size": self.batch_size,
-            "num_workers": self.num_workers,
-            "accelerator": self.accelerator,
-            "show_progress": self.show_progress and self.is_main_process,
-        }
-
-    def encode(self, subject: Subject, splits: Splits, part: str, encode: Any, columns: Sequence[str] = ()):
-        """Features of the images of a part, "train" or "test"; those of the last call are kept for the next task."""
-        key = (id(subject.model), id(splits), part, encode, tuple(columns))
-        if key not in self._cache:
-            others = [other for other in self._cache if other[:2] != key[:2] or other[3] is not encode]
-            for other in others:
-                del self._cache[other]
-            self._cache[key] = encode_images(
-                subject.model,
-                getattr(splits, part),
-                subject.processor,
-                encode=encode,
-                image_column=splits.image_column,
-                columns=columns,
-                description=f"{subject.name}: {splits.name}, {part}",
-                **self.loading,
-            )
-        return self._cache[key]
-
-
-Metrics = dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task of an evaluation.
-
-    Attributes:
-        name: As the command takes it.
-        needs: Fields of [`Splits`] that must be there.
-        columns: How tables show its numbers.
-        measure: Gives the numbers of a subject, by what of it they are of.
-        settings: Gives the settings that belong into the protocol.
-        baselines: Makes what is measured beside models, with images as a model gets them.
-        missing: Why a subject cannot be measured, None if it can be.
-    """
-
-    name: str
-    needs: tuple[str, ...]
-    columns: Mapping[str, Metric]
-    measure: Callable[[Subject, Splits, RunSettings], Metrics]
-    settings: Callable[[Splits, RunSettings], dict[str, Any]]
-    baselines: Callable[[Subject], list[Subject]] = lambda subject: []
-    missing: Callable[[Subject], str | None] = lambda subject: None
-
-
-# The run -------------------------------------------------------------------------------------------------------------
-
-
-def evaluate_models(
-    subjects: Iterable[Subject],
-    data: EvaluationData,
-    tasks: Sequence[str] | None = None,
-    settings: RunSettings | None = None,
-    results: ResultFile | None = None,
-    baselines: bool = False,
-) -> Iterator[Result]:
-    """Measures models on tasks.
-
-    Args:
-        subjects: Models, each with its processor; from a generator, they need not be in memory together.
-        data: What each task is measured on.
-        tasks: Names of tasks; by default all that the data have columns for.
-        settings: How they are measured.
-        results: Where results are kept. One that is there already, by an equal protocol, is given again and not
-            measured; the others are added to it by the main process.
-        baselines: Whether to measure also what was never trained, and an untrained network of each model.
-
-    Yields:
-        Results, each when it is there. A model that cannot be measured on a task is named and left out.
-
-    Raises:
-        ValueError: If a task does not exist or the data lack a column for it, before anything is measured.
-    """
-    settings = settings or RunSettings()
-    wanted = [_task(name, data) for name in tasks or data.tasks]
-    chosen = [task for task in TASKS.values() if task in wanted]  # those of the same features one after the other
-    beside: dict[str, tuple[Subject, list[Task]]] = {}
-    for subject in subjects:
-        yield from _measure_all(chosen, subject, data, settings, results)
-        if baselines:
-            yield from _measure_all(chosen, untrained(subject, settings.seed), data, settings, results)
-        if baselines and not beside:
-            beside = _baselines_of(chosen, subject)
-    for baseline, own_tasks in beside.values():
-        yield from _measure_all(own_tasks, baseline, data, settings, results)
-
-
-def _baselines_of(tasks: Sequence[Task], subject: Subject) -> dict[str, tuple[Subject, list[Task]]]:
-    """Each baseline by its name, with the tasks that it is one of; they see what a model sees."""
-    found: dict[str, tuple[Subject, list[Task]]] = {}
-    for task in tasks:
-        for baseline in task.baselines(subject):
-            found.setdefault(baseline.name, (baseline, []))[1].append(task)
-    return found
-
-
-def _measure_all(
-    tasks: Sequence[Task],
-    subject: Subject,
-    data: EvaluationData,
-    settings: RunSettings,
-    results: ResultFile | None,
-) -> Iterator[Result]:
-    for task in tasks:
-        reason = task.missing(subject)
-        if reason is None:
-            yield _measure(task, subject, data.splits[task.name], settings, results)
-        elif settings.is_main_process and subject.kind == "model":
-            logger.warning(f"{subject.name} {reason}: it is left out of {task.name}.")
-
-
-def _measure(
-    task: Task, subject: Subject, splits: Splits, settings: RunSettings, results: ResultFile | None
-) -> Result:
-    protocol = {
-        **splits.protocol(),
-        **subject.protocol,
-        "settings": task.settings(splits, settings),
-        "seed": settings.seed,
-    }
-    found = [results.find(subject.name, task.name, protocol) if results and settings.is_main_process else None]
-    if settings.accelerator is not None and settings.accelerator.num_processes > 1:
-        broadcast_object_list(found)
-    if found[0] is not None:
-        return found[0]
-    start = time.monotonic()
-    result = Result(
-        model=subject.name,
-        kind=subject.kind,
-        task=task.name,
-        protocol=as_json(protocol),
-        metrics=as_json(task.measure(subject, splits, settings)),
-        source=subject.source,
-        versions=package_versions(),
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - start, 1),
-    )
-    if results is not None and settings.is_main_process:
-        results.add(result)
-    return result
-
-
-def _task(name: str, data: EvaluationData) -> Task:
-    if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(TASKS)}."
-        raise ValueError(f"There is no task {name!r}: {hint}")
-    task = TASKS[name]
-    if name not in data.splits:
-        raise ValueError(f"{data.name} has nothing to measure {name} on: {_what_it_needs(task)}")
-    missing = [need for need in task.needs if getattr(data.splits[name], need) is None]
-    if missing:
-        raise ValueError(f"{data.name} has nothing to measure {name} on: {_what_it_needs(task)}")
-    return task
-
-
-_NEEDS = {
-    "train": "images to learn from (--train_dir, or --train_split of a data set)",
-    "label_column": "a class for each image (--label_column, or a folder of images for each class)",
-    "mask_column": "a mask for each image (--mask_column)",
-    "object_columns": "the embedded scenes, whose objects are known (no --dataset_name, --test_dir or --preset)",
-}
-
-
-def _what_it_needs(task: Task) -> str:
-    return f"it needs {' and '.join(_NEEDS[need] for need in task.needs)}. Leave it out of --tasks, or give that."
 
 
 # Classification ------------------------------------------------------------------------------------------------------
