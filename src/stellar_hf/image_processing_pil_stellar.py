@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import ModelOutput
 
 from .localization_stellar import token_maps
+
+if TYPE_CHECKING:
+    from .configuration_stellar import StellarConfig
 
 WHITE = (255, 255, 255)
 
@@ -316,6 +319,17 @@ class StellarImageProcessorPil(StellarImageProcessorMixin, PilBackend):  # type:
     """
 
 
+def image_processor_of(config: StellarConfig) -> StellarImageProcessorPil:
+    """The image processor of a model: the shortest edge to 8/7 of `config.image_size`, the centre crop to 1."""
+    side = config.image_size
+    return StellarImageProcessorPil(
+        size={"shortest_edge": round(side * 256 / 224)},
+        crop_size={"height": side, "width": side},
+        image_mean=config.image_mean,
+        image_std=config.image_std,
+    )
+
+
 def _check_settings(settings: dict[str, Any], num_channels: int) -> None:
     """`ValueError` for settings that would give pixels that are no numbers, or none."""
 
@@ -397,4 +411,10 @@ def _pixel_positions_in_crop(original: int, resized: int, crop: int) -> Tensor:
     return ((centres - offset) / crop * 2 - 1).float()
 
 
-__all__ = ["StellarImageProcessorKwargs", "StellarImageProcessorMixin", "StellarImageProcessorPil", "to_rgb"]
+__all__ = [
+    "StellarImageProcessorKwargs",
+    "StellarImageProcessorMixin",
+    "StellarImageProcessorPil",
+    "image_processor_of",
+    "to_rgb",
+]

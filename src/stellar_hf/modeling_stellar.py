@@ -32,6 +32,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .checkpoint_stellar import HUB_ARGUMENTS
 from .configuration_stellar import StellarConfig
 from .hub_stellar import StellarHubMixin
 from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder, resized_positions
@@ -53,6 +54,7 @@ from .objective_stellar import (
     describe,
     kept_patches,
 )
+from .released_stellar import RELEASED_REPOSITORY, RELEASED_REVISION, convert_weights, read_released
 
 logger = logging.get_logger(__name__)
 
@@ -572,6 +574,49 @@ class StellarPreTrainedModel(StellarHubMixin, PreTrainedModel):  # type: ignore[
         )
         report = {"loaded_keys": loaded, "missing_keys": fresh, "unexpected_keys": unused}
         return (model, report) if output_loading_info else model
+
+    @classmethod
+    def from_released(cls, name: str, revision: str = RELEASED_REVISION, **kwargs: Any) -> Any:
+        """
+        A model with the weights that the authors released (`microsoft/STELLAR` on the Hub), converted from the
+        downloaded file, with every key accounted for.
+
+        [`StellarForPreTraining`] gets decoder and clustering heads, too, other classes what they have of it; a
+        classifier is new. The image processor of all released models is `StellarImageProcessorPil()`.
+
+        Args:
+            name: `"stellar-b16"`, `"stellar-l16"` or `"stellar-h16"` (ViT-B/16, ViT-L/16 and ViT-H/14 with 16 sparse
+                tokens), `"stellar-b8"` or `"stellar-b24"` (ViT-B/16 with 8 and 24).
+            revision: Commit, tag or branch of the repository; by default the commit that the authors' own code pins.
+                A commit that is in the cache needs no connection.
+            **kwargs: As in `from_pretrained`: fields of [`StellarConfig`], such as `num_labels`, `dtype`,
+                `device_map`, `attn_implementation`, `quantization_config`, `output_loading_info`; `cache_dir`,
+                `force_download`, `local_files_only` and `token`.
+
+        Returns:
+            The model in evaluation mode; with `output_loading_info`, also the report of `from_pretrained`.
+
+        Raises:
+            ValueError: If there is no such model, its file is damaged or another one, or a field contradicts it.
+            OSError: If the file is not in the cache and cannot be downloaded.
+
+        Example:
+
+        ```python
+        >>> from stellar_hf import StellarModel
+
+        >>> model = StellarModel.from_released("stellar-b16")
+        ```
+        """
+        hub_arguments = {argument: kwargs.pop(argument) for argument in HUB_ARGUMENTS if argument in kwargs}
+        state_dict = read_released(name, revision, **hub_arguments)
+        own_fields = {field: kwargs.pop(field) for field in inspect.get_annotations(StellarConfig) if field in kwargs}
+        config, weights = convert_weights(state_dict, StellarForPreTraining, **own_fields)
+        config, kwargs = StellarConfig.from_dict(config.to_dict(), return_unused_kwargs=True, **kwargs)
+        loaded = cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.name_or_path = RELEASED_REPOSITORY
+        return loaded
 
 
 class StellarModel(StellarPreTrainedModel):

@@ -64,6 +64,12 @@ class StandInHub:
         self.commits[repo_id], self.branches[repo_id], self.messages[repo_id] = {}, {}, []
         self.commit(repo_id, "main", {".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")
 
+    def serve(self, repo_id: str, commit: str, files: dict[str, bytes]) -> None:
+        """Makes a repository with these files in a commit of a known hash; its branch main has none of them."""
+        self.create(repo_id)
+        self.commits[repo_id][commit] = files
+        self.lfs |= {hashlib.sha256(content).hexdigest(): content for content in files.values()}
+
     def commit(self, repo_id: str, branch: str, files: dict[str, bytes], message: str) -> str:
         digest = hashlib.sha1(f"{repo_id} {branch} {len(self.commits[repo_id])}".encode())
         self.commits[repo_id][digest.hexdigest()] = files

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..hub_stellar import apply_umask
+from .released_maskgit_vq import RELEASED_REVISION, download_released, load_checkpoint
 
 
 @dataclass
@@ -293,6 +294,25 @@ class MaskGitVQModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # Diffuser
         self.use_tiling = False
         self.tile_sample_min_size = sample_size
         self.tile_overlap_factor = 0.25
+
+    @classmethod
+    def from_released(cls, revision: str = RELEASED_REVISION, **hub_arguments: Any) -> MaskGitVQModel:
+        """
+        The released tokenizer, `maskgit-vqgan-imagenet-f16-256.bin` of `fun-research/TiTok` on the Hub, converted
+        from the downloaded file, with every key accounted for.
+
+        Args:
+            revision: Commit, tag or branch of the repository; by default the commit that STELLAR's authors name.
+            **hub_arguments: `cache_dir`, `force_download`, `local_files_only` and `token`, as in `from_pretrained`.
+
+        Returns:
+            The model in evaluation mode, float32.
+
+        Raises:
+            OSError: If the file is not in the cache and cannot be downloaded.
+            ValueError: If it is damaged, or another one.
+        """
+        return load_checkpoint(cls, download_released(revision, **hub_arguments))
 
     # Pipelines of Diffusers pass on what they find in the signature.
     @cast(Any, functools.wraps(ModelMixin.save_pretrained))

@@ -13,7 +13,8 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
-from ..image_processing_pil_stellar import StellarImageProcessorMixin
+from ..checkpoint_stellar import HUB_ARGUMENTS
+from ..image_processing_pil_stellar import StellarImageProcessorMixin, image_processor_of
 from ..localization_stellar import resolve_grid_size
 from ..modeling_stellar import StellarForImageReconstruction
 from . import editing
@@ -92,6 +93,30 @@ class StellarPipeline(StellarDecodingPipeline):
     ):
         super().__init__()
         self.register_modules(image_processor=image_processor, model=model, vq_model=vq_model)
+
+    @classmethod
+    def from_released(cls, name: str, **kwargs: Any) -> StellarPipeline:
+        """
+        The pipeline of a model that the authors released, with the tokenizer of its codes.
+
+        Args:
+            name: As in `StellarForImageReconstruction.from_released`: `"stellar-b16"` and others.
+            **kwargs: As there. `cache_dir`, `force_download`, `local_files_only` and `token` hold for the tokenizer,
+                too, which comes from `fun-research/TiTok` ([`MaskGitVQModel.from_released`]).
+
+        Returns:
+            The pipeline, with both models in evaluation mode and in one dtype.
+
+        Raises:
+            ValueError: If there is no such model, a file is damaged or another one, or a field contradicts it.
+            OSError: If a file is not in the cache and cannot be downloaded.
+        """
+        model = StellarForImageReconstruction.from_released(name, **kwargs)
+        vq_model = None
+        if model.config.reconstruction_target == "codes":
+            hub_arguments = {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
+            vq_model = MaskGitVQModel.from_released(**hub_arguments).to(model.device, model.dtype)
+        return cls(image_processor=image_processor_of(model.config), model=model, vq_model=vq_model)
 
     @torch.no_grad()
     def encode(self, image: Any, grid_size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:

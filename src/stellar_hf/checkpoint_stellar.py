@@ -1,16 +1,16 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""What every conversion asks of its input and output, and how its command ends."""
+"""Checkpoints of others: how they are downloaded and read, and what must be true of them."""
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RevisionNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -89,27 +89,30 @@ def check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) 
         raise ValueError(f"Weights and configuration contradict each other: {listed(different)}.")
 
 
-def check_output(folder: Path) -> None:
-    """Raises a `FileExistsError` unless the folder is new or empty."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and is not an empty folder: choose another --output.")
+# Arguments of a download, which loading a released checkpoint takes as `from_pretrained` does.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token")
 
 
-def run_command(parser: ArgumentParser, convert: Callable[[Namespace], None], argv: Sequence[str] | None) -> None:
-    """Runs a conversion with the parsed arguments; a wrong input ends it with one sentence on stderr, exit code 2."""
-    arguments = parser.parse_args(argv)
+def download(repository: str, file: str, revision: str, instead: str, **hub_arguments: Any) -> Path:
+    """
+    A file of the Hub in the local cache. A commit that is there is neither downloaded again nor asked for.
+
+    Args:
+        repository: As owner/name.
+        file: Its path in the repository.
+        revision: Commit, tag or branch.
+        instead: What to do where it cannot be had, for the message.
+        **hub_arguments: Those of `HUB_ARGUMENTS`.
+
+    Raises:
+        OSError: If it cannot be had, in a sentence.
+    """
     try:
-        convert(arguments)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-
-
-def download(repository: str, file: str, option: str = "--checkpoint") -> Path:
-    """A file of the Hub in the local cache; an `OSError` of one sentence if it cannot be had, which names `option`."""
-    try:
-        return Path(hf_hub_download(repository, file))
+        return Path(hf_hub_download(repository, file, revision=revision, **hub_arguments))
+    except RevisionNotFoundError as error:
+        raise OSError(f"{repository} has no revision {revision!r}: take a commit, tag or branch of it.") from error
     except OSError as error:
         raise OSError(
-            f"{file} of {repository} cannot be downloaded ({type(error).__name__}): check the connection, or pass "
-            f"a local copy as {option}."
+            f"{file} of {repository} cannot be downloaded ({type(error).__name__}): check the connection, or "
+            f"{instead}."
         ) from error

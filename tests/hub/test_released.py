@@ -1,0 +1,219 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Released models load by their name, and give what the authors' implementation gives; wrong files get a sentence."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save
+
+from stellar_hf import (
+    MaskGitVQModel,
+    StellarBackbone,
+    StellarForImageClassification,
+    StellarForImageReconstruction,
+    StellarForPreTraining,
+    StellarForSemanticSegmentation,
+    StellarImageProcessorPil,
+    StellarModel,
+    StellarPipeline,
+)
+from stellar_hf.conversion import convert_checkpoint
+from stellar_hf.pipelines.released_maskgit_vq import RELEASED_FILE
+from stellar_hf.pipelines.released_maskgit_vq import RELEASED_REPOSITORY as VQ_REPOSITORY
+from stellar_hf.pipelines.released_maskgit_vq import RELEASED_REVISION as VQ_REVISION
+from stellar_hf.released_stellar import RELEASED_NAMES, RELEASED_REPOSITORY, RELEASED_REVISION
+
+DOWNLOAD = """
+import json
+import stellar_hf
+
+cache, names, fields = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+for name in names:
+    try:
+        stellar_hf.StellarModel.from_released(name, cache_dir=cache, **fields)
+    except ValueError:  # of the file; it stays in the cache
+        pass
+stellar_hf.StellarPipeline.from_released("stellar-b16", cache_dir=cache, **fields)
+try:
+    stellar_hf.StellarModel.from_released("stellar-b16", revision="v2", cache_dir=cache)
+except OSError as error:
+    print(error)
+"""
+
+
+def without(weights, key):
+    return {name: weight for name, weight in weights.items() if name != key}
+
+
+@pytest.fixture(scope="module")
+def fields(golden_overrides):
+    return golden_overrides("vq_codes")
+
+
+@pytest.fixture(scope="module")
+def downloaded(hub, run_python, golden_weights, golden_vq_weights, fields, tmp_path_factory):
+    """A cache with small models under the released names, downloaded by one process; and what that printed."""
+    weights = golden_weights("vq_codes")
+    contents = {
+        "stellar-b16": save(weights),
+        "stellar-l16": save(without(weights, "sparse_proj.bias")),
+        "stellar-h16": save({**weights, "fc.weight": torch.zeros(2)}),
+        "stellar-b8": save(weights)[:-100],
+        "stellar-b24": save({"fc.weight": torch.zeros(2)}),
+    }
+    tokenizer = io.BytesIO()
+    torch.save(golden_vq_weights, tokenizer)
+    files = {f"{name}.safetensors": content for name, content in contents.items()}
+    hub.serve(RELEASED_REPOSITORY, RELEASED_REVISION, files)
+    hub.serve(VQ_REPOSITORY, VQ_REVISION, {RELEASED_FILE: tokenizer.getvalue()})
+    cache = tmp_path_factory.mktemp("cache")
+    return cache, run_python(DOWNLOAD, cache, json.dumps(RELEASED_NAMES), json.dumps(fields))
+
+
+@pytest.fixture
+def cache(downloaded, monkeypatch):
+    """The cache, without a connection."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return downloaded[0]
+
+
+@pytest.fixture
+def pixel_values(golden_tensors):
+    """The image of the golden tensors, as the models take it."""
+    processor = StellarImageProcessorPil(do_resize=False, do_center_crop=False, do_rescale=False)
+    return processor(list(golden_tensors("vq_codes")["image"]), return_tensors="pt").pixel_values
+
+
+def assert_close(found, expected):
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("model_class", [StellarModel, StellarForImageReconstruction, StellarForPreTraining])
+def test_a_released_model_gives_what_the_authors_implementation_gives(
+    cache, golden_tensors, fields, pixel_values, model_class
+):
+    model = model_class.from_released("stellar-b16", cache_dir=cache, **fields)
+    with torch.no_grad():
+        outputs = model(pixel_values)
+    golden = golden_tensors("vq_codes")
+    assert_close(outputs.sparse_tokens, golden["out.sparse"])
+    assert_close(outputs.localization, golden["out.spatial"])
+    if model_class is not StellarModel:
+        assert_close(outputs.reconstruction, golden["out.x_hat"])
+
+
+def test_pre_training_has_the_heads_of_the_checkpoint(cache, golden_weights, fields):
+    model = StellarForPreTraining.from_released("stellar-b16", cache_dir=cache, **fields)
+    expected = convert_checkpoint(golden_weights("vq_codes"), fields).state_dict()
+    assert model.state_dict().keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_teacher_that_is_asked_for_starts_as_a_copy(cache, fields):
+    model = StellarForPreTraining.from_released("stellar-b16", cache_dir=cache, use_teacher=True, **fields)
+    assert all(torch.equal(weight, copied) for weight, copied in model.teacher_and_student_weights())
+
+
+@pytest.mark.parametrize("model_class", [StellarForImageClassification, StellarForSemanticSegmentation])
+def test_a_classifier_is_new_and_its_encoder_the_released_one(cache, fields, model_class):
+    released = StellarModel.from_released("stellar-b16", cache_dir=cache, **fields).state_dict()
+    names = {0: "cat", 1: "dog", 2: "bird"}
+    model = model_class.from_released("stellar-b16", cache_dir=cache, num_labels=3, id2label=names, **fields)
+    assert model.config.num_labels == 3 and model.config.id2label == names and not model.training
+    assert all(weight.isfinite().all() for weight in model.state_dict().values())
+    for name, weight in model.stellar.state_dict().items():
+        assert torch.equal(weight, released[name]), name
+
+
+def test_arguments_are_those_of_from_pretrained(cache, fields, pixel_values):
+    model, report = StellarBackbone.from_released(
+        "stellar-b16",
+        cache_dir=cache,
+        dtype=torch.bfloat16,
+        attn_implementation="eager",
+        out_features=["stage1", "stage2"],
+        output_loading_info=True,
+        **fields,
+    )
+    assert model.dtype == torch.bfloat16 and model.config._attn_implementation == "eager"
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert len(model(pixel_values.bfloat16()).feature_maps) == 2
+    with pytest.raises(TypeError, match="num_sparse_token"):
+        StellarModel.from_released("stellar-b16", cache_dir=cache, num_sparse_token=4, **fields)
+
+
+def test_nothing_is_reported_where_nothing_is_wrong(cache, fields, capfd):
+    StellarModel.from_released("stellar-b16", cache_dir=cache, **fields)
+    captured = capfd.readouterr()
+    assert "UNEXPECTED" not in captured.out + captured.err and "MISSING" not in captured.out + captured.err
+
+
+def test_a_pipeline_brings_processor_and_tokenizer(cache, golden_tensors, fields):
+    pipe = StellarPipeline.from_released("stellar-b16", cache_dir=cache, **fields)
+    golden = golden_tensors("vq_codes")
+    assert torch.equal(pipe.vq_model.encode(golden["image"]).codes, golden["codes"])
+    images = golden["image"].clamp(0, 1)
+    assert pipe(image=images, output_type="latent").images.shape == golden["codes"].shape
+    assert pipe(image=images, output_type="pt").images.shape == images.shape
+    assert pipe.image_processor.crop_size == {"height": 96, "width": 96}
+
+
+def test_a_pipeline_has_one_dtype(cache, fields):
+    pipe = StellarPipeline.from_released("stellar-b16", cache_dir=cache, dtype=torch.bfloat16, **fields)
+    assert pipe.model.dtype == pipe.vq_model.dtype == torch.bfloat16
+
+
+def test_what_was_loaded_is_saved_and_loads_again(cache, fields, tmp_path):
+    model = StellarModel.from_released("stellar-b16", cache_dir=cache, **fields)
+    model.save_pretrained(tmp_path)
+    again = StellarModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
+
+
+def test_the_lines_of_the_readme_run(downloaded, run_python):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    lines = readme.split("## Released models")[1].split("```python\n")[1].split("```")[0]
+    before = 'from PIL import Image; Image.new("RGB", (60, 40)).save("cat.jpg")\n'
+    after = "print(output.localization.shape[2], pipe(image=Image.open('cat.jpg')).images[0].size)"
+    assert run_python(before + lines + after) == "8 (60, 40)\n"
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "fields_of_user", "message"),
+    [
+        ("stellar-b61", {}, "no released model 'stellar-b61': take one of stellar-b16, stellar-l16, stellar-h16"),
+        ("stellar-l16", {}, "lacks weights for 1 keys: stellar.localization.sparse_projection.bias"),
+        ("stellar-h16", {}, "1 keys that STELLAR does not have: fc.weight"),
+        ("stellar-b8", {}, "stellar-b8.safetensors is not a readable safetensors file .* force_download=True"),
+        ("stellar-b24", {}, "not a checkpoint of STELLAR, or not a whole one"),
+        ("stellar-b16", {"num_prototypes": 64}, "num_prototypes is 64, but the checkpoint has 128"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence(cache, fields, name, fields_of_user, message):
+    with pytest.raises(ValueError, match=message):
+        StellarModel.from_released(name, cache_dir=cache, **{**fields, **fields_of_user})
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (lambda **kwargs: StellarModel.from_released("stellar-b16", **kwargs), "stellar-b16.safetensors of microsoft"),
+        (MaskGitVQModel.from_released, "maskgit-vqgan-imagenet-f16-256.bin of fun-research/TiTok"),
+    ],
+)
+def test_without_a_connection_and_a_cached_file_a_sentence_says_so(cache, tmp_path, load, message):
+    with pytest.raises(OSError, match=f"{message}.* cannot be downloaded .*: check the connection, or convert a"):
+        load(cache_dir=tmp_path)
+
+
+def test_a_revision_that_does_not_exist_is_named(downloaded):
+    assert downloaded[1] == "microsoft/STELLAR has no revision 'v2': take a commit, tag or branch of it.\n"
