@@ -10,13 +10,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import CommitInfo, EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+
+from .released_stellar import PUBLISHED_RESULTS, RELEASED_LICENSE, RELEASED_REPOSITORY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +38,14 @@ _PIPELINE_TAGS = {
     "AutoModelForSemanticSegmentation": "image-segmentation",
 }
 
+# The metrics at https://huggingface.co/metrics that results are in, by the last word of a result's name.
+_METRIC_IDS = {"accuracy": "accuracy", "miou": "mean_iou"}
+
+_IMAGENET = "ILSVRC/imagenet-1k"
+
+# In the folder of a model, drawn by a training or a conversion; the card shows it.
+FIGURE_NAME = "reconstructions.png"
+
 # In Jinja. Here and not in a file of its own, which would not come along as remote code.
 _CARD = """\
 ---
@@ -46,14 +56,21 @@ _CARD = """\
 
 [STELLAR](https://arxiv.org/abs/2602.01905) turns an image into a few sparse tokens S (what is there) and a
 localization matrix L (where it is).
-
+{% if released %}
+The weights are the authors' `{{ released }}` of [{{ base_model }}](https://huggingface.co/{{ base_model }}). They
+pre-trained it on ImageNet-1k, from MAE weights; stellar_hf converted it for Transformers and Diffusers.
+{% endif %}{% if figure %}
+![Images, their reconstructions from the tokens, and the tokens' maps]({{ figure }})
+{% endif %}
 ## How to load
 
 ```python
 {% if not has_code %}import stellar_hf  # makes the Auto classes know STELLAR
 {% endif -%}
+from PIL import Image
 from transformers import AutoImageProcessor, {{ auto_class }}
 
+image = Image.open("photograph.jpg")  # one of yours
 model = {{ auto_class }}.from_pretrained({{ arguments }})
 processor = AutoImageProcessor.from_pretrained({{ arguments }})
 outputs = model(**processor(image, return_tensors="pt"))
@@ -62,7 +79,19 @@ outputs.sparse_tokens  # (1, {{ config.num_sparse_tokens }}, {{ config.hidden_si
 outputs.localization  # (1, {{ num_patches }}, {{ config.num_sparse_tokens }}): where; rows sum to 1
 {% endif -%}
 ```
+{% if has_code %}
+Transformers is all that this needs: the code comes with the weights, and `trust_remote_code=True` lets it run.
+{% endif %}{% if decoding %}
+From images to tokens and back, with Diffusers:
 
+```python
+{{ decoding }}
+tokens, localization = pipe.encode(image)  # to be edited, moved, mixed
+pipe(sparse_tokens=tokens, localization=localization).images[0]
+```
+{% endif %}{% if decoding or not has_code %}
+The package stellar_hf is on no index yet: `pip install FOLDER`, with the folder of its source, installs it.
+{% endif %}
 ## Model
 
 | | |
@@ -77,7 +106,7 @@ outputs.localization  # (1, {{ num_patches }}, {{ config.num_sparse_tokens }}): 
 | Attention heads | {{ config.num_attention_heads }} |
 | Reconstruction target | {{ config.reconstruction_target }} |
 | Prototypes | {{ config.num_prototypes }} |
-{% if base_model %}
+{% if base_model and not released %}
 It started from [{{ base_model }}](https://huggingface.co/{{ base_model }}).
 {% endif %}{% if data %}
 Data: {{ data }}.
@@ -93,7 +122,63 @@ Data: {{ data }}.
 | | |
 |---|---|
 {% for name, value in results.items() %}| {{ name }} | {{ "%.4g" % value }} |
-{% endfor %}{% endif %}"""
+{% endfor %}{% endif %}{% if released %}
+## Results as published
+
+By the authors on ImageNet-1k ([Table 1](https://arxiv.org/abs/2602.01905)); nothing was measured with these files.
+
+| | tokens | linear probe, % | kNN, % | rFID | LPIPS |
+|---|---|---|---|---|---|
+{% for model, tokens, linear, knn, fid, lpips in published -%}
+| {{ model }} | {{ tokens }} | {{ "%.2f" % linear }} | {{ "%.2f" % knn }} |
+{%- if fid %} {{ "%.2f" % fid }} | {{ "%.4f" % lpips }} |{% else %} – | – |{% endif %}
+{% endfor %}
+{% if not is_published %}There is no row of `{{ released }}`. {% endif -%}
+rFID and LPIPS of STELLAR B are those of a decoder that was trained separately, which was not released.
+{% endif %}
+## Limits
+
+- Tokens are what the training found useful to tell apart: often objects or their parts, but neither is sure, and they
+  have no names.
+- Few tokens leave out detail: a reconstruction shows what and where, not every pixel.
+- Images other than the training's, in kind, size or quality, may be told apart less well. Measure it on your own.
+- What is rare or one-sided in the training's images is so in the tokens.
+
+Do not use it to recognize or judge people, for decisions that can harm somebody without checks of your own, or to pass
+off edited or reconstructed images as photographs.
+
+## License and citation
+
+Weights: `{{ license }}`.{% if has_code %} The code beside them: `apache-2.0`.{% endif %}
+{%- if released and decoding %} The tokenizer in `vq_model` is that of
+[fun-research/TiTok](https://huggingface.co/fun-research/TiTok), under the licence of that repository.{% endif %}
+
+If you use STELLAR, cite the paper:
+
+```bibtex
+@inproceedings{zhao2026stellar,
+  title     = {Learning Sparse Visual Representations via Spatial-Semantic Factorization},
+  author    = {Zhao, Theodore Zhengde and Kiblawi, Sid and Yang, Jianwei and Usuyama, Naoto and Tan, Reuben and
+               Codella, Noel C and Naumann, Tristan and Poon, Hoifung and Wei, Mu},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2026},
+  url       = {https://arxiv.org/abs/2602.01905},
+}
+```
+"""
+
+# How the card makes the variable `pipe`: of a repository that is a pipeline, too, and of a model alone.
+_LOADED_PIPELINE = """\
+from stellar_hf import StellarPipeline
+
+pipe = StellarPipeline.from_pretrained("{name}")"""
+_BUILT_PIPELINE = """\
+from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
+
+pipe = StellarPipeline(
+    image_processor=StellarImageProcessorPil.from_pretrained("{name}"),
+    model=StellarForImageReconstruction.from_pretrained("{name}"),
+)"""
 
 # The last line of a card of ours, with a hash of the lines before: the only way to tell an edited card from one that
 # was made of other figures.
@@ -142,7 +227,7 @@ class StellarHubMixin:
         if push_to_hub and kwargs.get("is_main_process", True):
             repo_id = of_hub.pop("repo_id", Path(save_directory).absolute().name)
             written = [path for path, time in _modification_times(save_directory).items() if before.get(path) != time]
-            _push(save_directory, model, repo_id, files=written, token=kwargs.get("token"), **of_hub)
+            push_folder(save_directory, model, repo_id, files=written, token=kwargs.get("token"), **of_hub)
 
     def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs) -> CommitInfo:
         """
@@ -155,10 +240,10 @@ class StellarHubMixin:
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size)
-            return _push(folder, self, repo_id, **kwargs)
+            return push_folder(folder, self, repo_id, **kwargs)
 
 
-def _push(
+def push_folder(
     folder: str | os.PathLike,
     model: Any,
     repo_id: str,
@@ -171,14 +256,24 @@ def _push(
     revision: str | None = None,
     create_pr: bool = False,
     tags: str | Sequence[str] | None = None,
+    released: str | None = None,
 ) -> CommitInfo:
-    """Uploads `files` of a folder, by default all, with a model card that is written into it."""
+    """
+    Uploads a folder of a model, with a model card that is written into it.
+
+    Args:
+        folder: The folder.
+        model: The model that the card describes.
+        repo_id: As in [`~StellarHubMixin.push_to_hub`], and so are the arguments that are not named here.
+        files: Which files of the folder, by their paths in it; all by default.
+        released: As in [`write_model_card`].
+    """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     tags = [*(model.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
-    write_model_card(folder, model, repo_id=repo_id, revision=revision, token=token, tags=tags)
+    write_model_card(folder, model, repo_id=repo_id, revision=revision, token=token, tags=tags, released=released)
     return api.upload_folder(
         repo_id=repo_id,
         folder_path=os.fspath(folder),
@@ -186,7 +281,7 @@ def _push(
         commit_description=commit_description,
         revision=revision,
         create_pr=create_pr,
-        allow_patterns=None if files is None else [*files, "README.md"],
+        allow_patterns=None if files is None else [*files, "README.md", FIGURE_NAME],
     )
 
 
@@ -260,10 +355,12 @@ def write_model_card(
     data: str | None = None,
     metrics: Mapping[str, float] | None = None,
     training: Mapping[str, object] | None = None,
+    released: str | None = None,
 ) -> None:
     """
-    Writes README.md, a model card of what is known. One that a person wrote or edited, in the folder or in the
-    repository, is never overwritten: the repository's is then copied to the folder.
+    Writes README.md, a model card of what is known, with the figure of the folder if there is one. A card that a
+    person wrote or edited, in the folder or in the repository, is never overwritten: the repository's is then copied
+    to the folder.
 
     Args:
         folder: Folder of the model, which exists.
@@ -272,7 +369,7 @@ def write_model_card(
         repo_id: Repository that the folder is for, as owner/name; `None` if there is none.
         revision: Branch of the repository; the main one by default.
         token: Token for the repository; by default the one that is logged in.
-        license: Licence of the weights, as the Hub abbreviates it.
+        license: Licence of the weights, as the Hub abbreviates it; of released ones it is the authors'.
         language: As in the metadata of the Hub's model cards.
         tags: Tags beside those of every STELLAR model.
         base_model: Model that the training started from; by default the one that `model` was loaded from on the Hub.
@@ -280,8 +377,10 @@ def write_model_card(
             in the text alone, since the Hub asks for their data set.
         dataset_ids: Data sets on the Hub, as owner/name.
         data: What else to say of the data, where it has no name.
-        metrics: Results by name.
+        metrics: Results by name. The metadata has those that the Hub has a metric for: accuracy and mean IoU.
         training: Settings of the training by name.
+        released: Name of the released model that this one is, such as `"stellar-b16"`: the card then has the authors'
+            licence and published results, named as such.
 
     Raises:
         OSError: If it cannot be written; the card that was there is then as it was.
@@ -295,31 +394,23 @@ def write_model_card(
         return
 
     name = name or (repo_id or Path(folder).absolute().name).split("/")[-1]
+    if released is not None:
+        license, base_model, dataset_ids = RELEASED_LICENSE, RELEASED_REPOSITORY, [_IMAGENET]
+    base_model = base_model or _loaded_from(model, repo_id)
     auto_class = _auto_class(model)
     pipeline_tag = _PIPELINE_TAGS.get(auto_class, "image-feature-extraction")
     dataset = dataset or ", ".join(dataset_ids)
     results = metrics or {}
-    eval_results = [
-        EvalResult(
-            task_type=pipeline_tag,
-            dataset_type=dataset_ids[0] if dataset_ids else dataset.replace(" ", "-"),
-            dataset_name=dataset,
-            metric_type=_metric_type(metric),
-            metric_name=metric,
-            metric_value=value,
-        )
-        for metric, value in results.items()
-        if dataset
-    ]
+    eval_results = _eval_results(pipeline_tag, dataset, dataset_ids, results) + _published_results(released)
     card_data = ModelCardData(
         library_name="transformers",
         license=license,
         language=language,
         pipeline_tag=pipeline_tag,
         tags=["stellar", "self-supervised", *tags],
-        base_model=base_model or _loaded_from(model, repo_id),
+        base_model=base_model,
         datasets=list(dataset_ids) or None,
-        metrics=sorted({_metric_type(metric) for metric in results}) or None,
+        metrics=sorted({result.metric_type for result in eval_results} | _metric_ids(results)) or None,
         model_name=name if eval_results else None,
         eval_results=eval_results or None,
     )
@@ -328,9 +419,14 @@ def write_model_card(
         card_data,
         template_str=_CARD,
         name=name,
+        released=released,
+        base_model=base_model,
+        license=license,
+        figure=FIGURE_NAME if Path(folder, FIGURE_NAME).exists() else None,
         auto_class=auto_class,
         has_code=has_code,
         arguments=f'"{repo_id or name}"' + (", trust_remote_code=True" if has_code else ""),
+        decoding=_decoding(folder, model, repo_id or name),
         class_name=type(model).__name__,
         config=model.config,
         num_parameters=f"{model.num_parameters():,}",
@@ -338,6 +434,8 @@ def write_model_card(
         data=dataset or data,
         training=training,
         results=results,
+        published=PUBLISHED_RESULTS,
+        is_published=released in {row[0] for row in PUBLISHED_RESULTS},
     )
     replace_text(path, _sealed(str(card)))
 
@@ -397,7 +495,55 @@ def _loaded_from(model: PreTrainedModel, repo_id: str | None) -> str | None:
     return source if on_hub and source != repo_id else None
 
 
-def _metric_type(name: str) -> str:
-    """The kind of a metric by the last word of its name: `test_knn_accuracy` is an accuracy."""
-    last = name.split("_")[-1]
-    return {"miou": "mean_iou"}.get(last, last)
+def _decoding(folder: str | os.PathLike, model: PreTrainedModel, name: str) -> str | None:
+    """Lines that make a pipeline; `None` of a model that cannot decode alone."""
+    if Path(folder, "model_index.json").exists():
+        return _LOADED_PIPELINE.format(name=name)
+    decodes = type(model).__name__ in ("StellarForPreTraining", "StellarForImageReconstruction")
+    if decodes and model.config.reconstruction_target == "pixels":
+        return _BUILT_PIPELINE.format(name=name)
+    return None
+
+
+def _eval_results(
+    task: str, dataset: str, dataset_ids: Sequence[str], metrics: Mapping[str, float]
+) -> list[EvalResult]:
+    """What the metadata tells of results: those of a named data set that the Hub has a metric for."""
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=dataset_ids[0] if dataset_ids else dataset.replace(" ", "-"),
+            dataset_name=dataset,
+            metric_type=_METRIC_IDS[name.split("_")[-1]],
+            metric_name=name,
+            metric_value=value,
+        )
+        for name, value in metrics.items()
+        if dataset and _metric_ids([name])
+    ]
+
+
+def _published_results(released: str | None) -> list[EvalResult]:
+    """The published accuracies of a released model, with their source."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=_IMAGENET,
+            dataset_name="ImageNet-1k",
+            dataset_split="validation",
+            metric_type="accuracy",
+            metric_name=f"{name} accuracy, as published",
+            metric_value=round(percent / 100, 4),
+            source_name="STELLAR, Table 1",
+            source_url="https://arxiv.org/abs/2602.01905",
+        )
+        for model, _, linear, knn, *_ in PUBLISHED_RESULTS
+        if model == released
+        for name, percent in (("linear probe", linear), ("kNN", knn))
+    ]
+
+
+def _metric_ids(names: Iterable[str]) -> set[str]:
+    """The Hub's metrics among results, by the last word of their names: `test_knn_accuracy` is an accuracy."""
+    last_words = {name.split("_")[-1] for name in names}
+    return {metric for word, metric in _METRIC_IDS.items() if word in last_words}

@@ -22,6 +22,20 @@ from .configuration_stellar import StellarConfig
 RELEASED_REPOSITORY = "microsoft/STELLAR"
 RELEASED_REVISION = "6794be9a20fb9d3944c5bcc6003512a347fa518f"  # the commit that the authors' own code pins
 RELEASED_NAMES = ("stellar-b16", "stellar-l16", "stellar-h16", "stellar-b8", "stellar-b24")
+RELEASED_LICENSE = "mit"
+
+# Table 1 of the paper, all ViT-B but the last: model, number of tokens, accuracy of the linear probe and of kNN in %,
+# rFID, LPIPS.
+PUBLISHED_RESULTS = (
+    ("DINO, CLS", 1, 76.46, 74.69, None, None),
+    ("DINO, patches", 196, 70.31, 54.41, 3.27, 0.2121),
+    ("MAE", 196, 66.32, 25.82, 3.02, 0.2071),
+    ("TiTok, own decoder", 32, 33.42, 7.30, 2.75, 0.3281),
+    ("TiTok, own decoder", 64, 32.87, 7.29, 1.99, 0.2571),
+    ("stellar-b16", 16, 73.26, 67.25, 3.06, 0.2077),
+    ("STELLAR B", 196, 72.21, 64.71, 2.85, 0.2085),
+    ("stellar-h16", 16, 79.10, 77.31, 2.60, 0.1729),
+)
 
 # The prefix of the authors' trainer (Lightning).
 LIGHTNING_PREFIX = "model."

@@ -4,11 +4,13 @@
 
 import errno
 import os
+import re
 
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
+from PIL import Image
 
-from stellar_hf import StellarModel
+from stellar_hf import StellarForPreTraining, StellarImageProcessorPil, StellarModel
 from stellar_hf.hub_stellar import write_model_card
 
 
@@ -59,18 +61,50 @@ def test_base_model_is_where_the_model_was_loaded_from_on_the_hub(model, tmp_pat
     assert "secret" not in card.content
 
 
-def test_usage_in_the_card_runs(model, tmp_path, monkeypatch, photograph, auto_image_processor):
-    from stellar_hf import StellarImageProcessorPil
-
+@pytest.mark.parametrize("model_class", [StellarModel, StellarForPreTraining])
+def test_usage_in_the_card_runs(tiny_config, tmp_path, monkeypatch, photograph, auto_image_processor, model_class):
+    model = model_class(tiny_config())
     model.save_pretrained(tmp_path / "tiny")
     StellarImageProcessorPil(crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path / "tiny")
     write_model_card(tmp_path / "tiny", model)
-    usage = (tmp_path / "tiny" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    blocks = re.findall(r"```python\n(.*?)```", (tmp_path / "tiny" / "README.md").read_text(), re.DOTALL)
+    Image.fromarray(photograph).save(tmp_path / "photograph.jpg")
     monkeypatch.chdir(tmp_path)
-    names = {"image": photograph}
-    exec(usage, names)
-    assert "(1, 4, 32)" in usage and names["outputs"].sparse_tokens.shape == (1, 4, 32)
-    assert "(1, 16, 4)" in usage and names["outputs"].localization.shape == (1, 16, 4)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert "(1, 4, 32)" in blocks[0] and names["outputs"].sparse_tokens.shape == (1, 4, 32)
+    assert "(1, 16, 4)" in blocks[0] and names["outputs"].localization.shape == (1, 16, 4)
+    assert len(blocks) == (1 if model_class is StellarModel else 2)
+    assert len(blocks) == 1 or names["localization"].shape == (1, 16, 4)
+
+
+def test_a_model_of_codes_has_no_pipeline_without_its_tokenizer(tiny_config, tmp_path):
+    write_model_card(tmp_path, StellarForPreTraining(tiny_config(reconstruction_target="codes")))
+    assert "pipe" not in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_the_metadata_has_results_only_of_metrics_that_the_hub_knows(model, tmp_path):
+    write_model_card(tmp_path, model, dataset="photographs", metrics={"eval_psnr": 20.0, "eval_knn_accuracy": 0.5})
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.metrics == ["accuracy"]
+    assert [result.metric_name for result in card.data.eval_results] == ["eval_knn_accuracy"]
+    assert "| eval_psnr | 20 |" in card.text
+
+
+def test_the_card_says_what_a_user_must_know(model, tmp_path):
+    write_model_card(tmp_path, model, license="mit")
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert "pip install" in text and "## Limits" in text and "Do not use it to" in text
+    assert "Weights: `mit`." in text and "arxiv.org/abs/2602.01905" in text.split("```bibtex")[1]
+
+
+def test_the_card_shows_the_figure_of_the_folder(model, tmp_path):
+    write_model_card(tmp_path, model)
+    assert "![" not in (tmp_path / "README.md").read_text()
+    Image.new("RGB", (2, 2)).save(tmp_path / "reconstructions.png")
+    write_model_card(tmp_path, model)
+    assert "(reconstructions.png)" in (tmp_path / "README.md").read_text()
 
 
 def test_card_is_renewed_until_someone_edits_it(model, tmp_path):

@@ -2,13 +2,15 @@
 # Licensed under the Apache License, Version 2.0.
 """Released models load by their name, and give what the authors' implementation gives; wrong files get a sentence."""
 
+import hashlib
 import io
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import ModelCard, constants
+from PIL import Image
 from safetensors.torch import save
 
 from stellar_hf import (
@@ -23,6 +25,7 @@ from stellar_hf import (
     StellarPipeline,
 )
 from stellar_hf.conversion import convert_checkpoint
+from stellar_hf.conversion.convert_stellar_to_hf import main
 from stellar_hf.pipelines.released_maskgit_vq import RELEASED_FILE
 from stellar_hf.pipelines.released_maskgit_vq import RELEASED_REPOSITORY as VQ_REPOSITORY
 from stellar_hf.pipelines.released_maskgit_vq import RELEASED_REVISION as VQ_REVISION
@@ -182,6 +185,97 @@ def test_the_lines_of_the_readme_run(downloaded, run_python):
     before = 'from PIL import Image; Image.new("RGB", (60, 40)).save("cat.jpg")\n'
     after = "print(output.localization.shape[2], pipe(image=Image.open('cat.jpg')).images[0].size)"
     assert run_python(before + lines + after) == "8 (60, 40)\n"
+
+
+# Conversion and push -------------------------------------------------------------------------------------------------
+
+PUSH = """
+import json
+from stellar_hf.cli.__main__ import main
+
+folder, fields = sys.argv[1], sys.argv[2]
+with open(f"{folder}/fields.json", "w") as file:
+    file.write(fields)
+for name in ("stellar-b16", "stellar-b24"):
+    main(["convert", name, "--config", f"{folder}/fields.json", "--output", f"{folder}/{name}"]
+         + ["--push_to_hub", f"tester/{name}"])
+"""
+LOAD = """
+from transformers import AutoModel
+
+processor = load_processor("tester/stellar-b16")
+model = AutoModel.from_pretrained("tester/stellar-b16", trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+model.save_pretrained(sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, downloaded, run_python, golden_weights, fields, tmp_path_factory):
+    """Folder of what the command converted and pushed; stellar-b24 is now a whole file, too."""
+    folder = tmp_path_factory.mktemp("converted")
+    files = hub.commits[RELEASED_REPOSITORY][RELEASED_REVISION]
+    files["stellar-b24.safetensors"] = content = save(golden_weights("vq_codes"), metadata={"name": "stellar-b24"})
+    hub.lfs[hashlib.sha256(content).hexdigest()] = content
+    return folder, run_python(PUSH, folder, json.dumps(fields))
+
+
+def test_the_push_of_a_conversion_holds_code_pipeline_figure_and_card(hub, pushed):
+    folder, printed = pushed
+    files = hub.files("tester/stellar-b16")
+    whole = {"model.safetensors", "preprocessor_config.json", "modeling_stellar.py", "released_stellar.py"}
+    whole |= {"model_index.json", "vq_model/diffusion_pytorch_model.safetensors", "README.md", "reconstructions.png"}
+    assert whole <= files.keys()
+    assert files["model.safetensors"] == (folder / "stellar-b16" / "model.safetensors").read_bytes()
+    assert Image.open(io.BytesIO(files["reconstructions.png"])).size == (600, 600)
+    assert "/tester/stellar-b16, with a model card." in printed
+
+
+def test_the_push_loads_without_the_package(pushed, run_python, golden_weights, fields, tmp_path):
+    run_python(LOAD, tmp_path, with_package=False)
+    expected = convert_checkpoint(golden_weights("vq_codes"), fields).stellar.state_dict()
+    loaded = StellarModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(weight, loaded[name]) for name, weight in expected.items())
+
+
+def test_the_card_of_a_released_model_names_what_is_published(hub, pushed):
+    card = ModelCard(hub.files("tester/stellar-b16")["README.md"].decode())
+    assert (card.data.license, card.data.base_model, card.data.datasets) == (
+        "mit",
+        "microsoft/STELLAR",
+        ["ILSVRC/imagenet-1k"],
+    )
+    assert card.data.metrics == ["accuracy"]
+    named = {result.metric_name: (result.metric_value, result.source_url) for result in card.data.eval_results}
+    paper = "https://arxiv.org/abs/2602.01905"
+    assert named == {
+        "linear probe accuracy, as published": (0.7326, paper),
+        "kNN accuracy, as published": (0.6725, paper),
+    }
+    assert (
+        "## Results as published" in card.text and "| stellar-b16 | 16 | 73.26 | 67.25 | 3.06 | 0.2077 |" in card.text
+    )
+    assert "There is no row" not in card.text and "![Images" in card.text
+
+    other = ModelCard(hub.files("tester/stellar-b24")["README.md"].decode())
+    assert other.data.eval_results is None and "There is no row of `stellar-b24`." in other.text
+
+
+def test_the_lines_of_the_card_run(hub, pushed, run_python, auto_image_processor):
+    blocks = hub.files("tester/stellar-b16")["README.md"].decode().split("```python\n")[1:]
+    lines = "".join(block.split("```")[0] for block in blocks)
+    before = 'from PIL import Image; Image.new("RGB", (60, 40)).save("photograph.jpg")\n'
+    after = "print(outputs.sparse_tokens.shape, tokens.shape)"
+    assert run_python(before + lines + after) == "torch.Size([1, 8, 64]) torch.Size([1, 8, 64])\n"
+
+
+def test_a_push_needs_a_token(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(SystemExit):
+        main(["stellar-b16", "--output", str(tmp_path / "out"), "--push_to_hub", "owner/name"])
+    assert "owner/name needs a token of the Hub: log in with hf auth login" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 # Errors --------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 Converts released checkpoints, STELLAR's or its tokenizer's, to folders for `from_pretrained`:
 
     stellar-hf convert stellar-b16 --output stellar-base-16
+    stellar-hf convert stellar-b16 --output stellar-base-16 --push_to_hub owner/name
     stellar-hf convert --checkpoint last.ckpt --config overrides.json --output out
     stellar-hf convert maskgit-vq --output maskgit-vq
 """

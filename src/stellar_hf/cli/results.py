@@ -15,6 +15,7 @@ import stellar_hf
 from .. import StellarConfig, StellarForImageReconstruction, StellarForPreTraining, StellarTrainer
 from ..data import StellarCollator, images_to_tensor, load_photo_mosaics, undecoded
 from ..evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
+from ..hub_stellar import FIGURE_NAME
 from ..training.evaluation import sample_rows
 from ..visualization import plot_reconstructions
 
@@ -86,7 +87,7 @@ def show_reconstructions(trainer: StellarTrainer, images: datasets.Dataset | dat
     squares = [ImageOps.fit(Image.fromarray(image.permute(1, 2, 0).numpy()), (side, side)) for image in shown]
     tokens, localization = pipe.encode(squares)
     reconstructions = pipe(sparse_tokens=tokens, localization=localization, height=side, width=side).images
-    path = Path(folder, "reconstructions.png")
+    path = Path(folder, FIGURE_NAME)
     plot_reconstructions(squares, reconstructions, localization).savefig(path, dpi=150)
     found, expected = (torch.stack(images_to_tensor(group)) / 255 for group in (reconstructions, squares))
     print(

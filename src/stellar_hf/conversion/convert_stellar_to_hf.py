@@ -4,6 +4,7 @@
 Converts a released STELLAR checkpoint to a folder that the Auto classes load:
 
     python -m stellar_hf.conversion.convert_stellar_to_hf stellar-b16 --output stellar-base-16
+    python -m stellar_hf.conversion.convert_stellar_to_hf stellar-b16 --output stellar-base-16 --push_to_hub owner/name
     python -m stellar_hf.conversion.convert_stellar_to_hf --checkpoint last.ckpt --config overrides.json --output out
 
 Every key is either converted, or known to be unused, or an error ([`stellar_hf.released_stellar`]).
@@ -17,9 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import get_token
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..image_processing_pil_stellar import image_processor_of
+from ..hub_stellar import FIGURE_NAME, push_folder
+from ..image_processing_pil_stellar import StellarImageProcessorPil, image_processor_of
 from ..modeling_stellar import StellarForImageReconstruction, StellarForPreTraining
 from ..released_stellar import (
     RELEASED_NAMES,
@@ -32,12 +36,16 @@ from ..released_stellar import (
     read_released,
     without_prefix,
 )
+from ..visualization import token_overlay
 from .command import check_output, run_command
 
 if TYPE_CHECKING:
-    from ..pipelines import MaskGitVQModel
+    from ..pipelines import MaskGitVQModel, StellarPipeline
 
 MODULE = "stellar_hf.conversion.convert_stellar_to_hf"
+
+_FIGURE_PHOTOGRAPHS = ("chelsea", "coffee", "flower")
+_FIGURE_SIDE = 200
 
 
 def convert_checkpoint(
@@ -86,6 +94,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         action="store_true",
         help="also write OUTPUT-pipeline for StellarPipeline.from_pretrained, with the tokenizer of codes",
     )
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="OWNER/NAME",
+        help="push the folder, which then holds the code, the pipeline and a model card, too",
+    )
     parser.add_argument("--vq_checkpoint", type=Path, help="a local copy of the tokenizer instead of the Hub's")
     return parser
 
@@ -105,28 +118,38 @@ def _overrides(path: Path | None) -> dict[str, Any]:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    pipeline_folder = arguments.output.with_name(f"{arguments.output.name}-pipeline")
-    for folder in (arguments.output, *([pipeline_folder] if arguments.pipeline else [])):
-        check_output(folder)
+    folder, repo_id = arguments.output, arguments.push_to_hub
+    pipeline_folder = folder if repo_id else folder.with_name(f"{folder.name}-pipeline")
+    has_pipeline = arguments.pipeline or repo_id
+    for output in (folder, *([pipeline_folder] if has_pipeline else [])):
+        check_output(output)
+    if repo_id and get_token() is None:
+        raise ValueError(f"Pushing to {repo_id} needs a token of the Hub: log in with hf auth login, or set HF_TOKEN.")
     overrides = _overrides(arguments.config)
     checkpoint = arguments.checkpoint
     state_dict = without_prefix(read_checkpoint(checkpoint) if checkpoint else read_released(arguments.name))
     model = convert_checkpoint(state_dict, overrides)
+    processor = image_processor_of(model.config)
     # Before anything is written: it may fail.
-    vq_model = (
-        _vq_model(arguments.vq_checkpoint)
-        if arguments.pipeline and model.config.reconstruction_target == "codes"
-        else None
-    )
+    needs_tokenizer = has_pipeline and model.config.reconstruction_target == "codes"
+    vq_model = _vq_model(arguments.vq_checkpoint) if needs_tokenizer else None
 
-    model.save_pretrained(arguments.output)
-    image_processor_of(model.config).save_pretrained(arguments.output)
-    _print_summary(arguments.output, model, state_dict)
-    if arguments.pipeline:
-        _write_pipeline(pipeline_folder, arguments.output, vq_model)
+    if repo_id:
+        # The code goes along, so that the model loads where stellar_hf is not installed.
+        StellarForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+        StellarImageProcessorPil.register_for_auto_class()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    _print_summary(folder, model, state_dict)
+    if has_pipeline:
+        pipe = _write_pipeline(pipeline_folder, folder, vq_model)
+    if repo_id:
+        _draw_reconstructions(folder, pipe)
+        url = push_folder(folder, model, repo_id, released=arguments.name).repo_url
+        print(f"Pushed it to {url}, with a model card.")
 
 
-# Diffusers takes seconds to import, which the conversion of a model alone does not need.
+# Diffusers and Datasets take seconds to import, which the conversion of a model alone does not need.
 
 
 def _vq_model(checkpoint: Path | None) -> MaskGitVQModel:
@@ -135,7 +158,7 @@ def _vq_model(checkpoint: Path | None) -> MaskGitVQModel:
     return convert_vq_checkpoint(checkpoint or download_released())
 
 
-def _write_pipeline(folder: Path, model_folder: Path, vq_model: MaskGitVQModel | None) -> None:
+def _write_pipeline(folder: Path, model_folder: Path, vq_model: MaskGitVQModel | None) -> StellarPipeline:
     from ..pipelines import StellarPipeline
 
     model = StellarForImageReconstruction.from_pretrained(model_folder)
@@ -145,6 +168,27 @@ def _write_pipeline(folder: Path, model_folder: Path, vq_model: MaskGitVQModel |
         f"Wrote {folder}. Load it with: from stellar_hf import StellarPipeline; "
         f"pipe = StellarPipeline.from_pretrained({str(folder)!r})"
     )
+    return pipe
+
+
+def _draw_reconstructions(folder: Path, pipe: StellarPipeline) -> None:
+    """Draws photographs, what the pipeline makes of their tokens, and where the tokens are, for the model card."""
+    from ..data.photo_mosaics import photograph
+
+    side = _FIGURE_SIDE
+    try:
+        images = [ImageOps.fit(photograph(name), (side, side)) for name in _FIGURE_PHOTOGRAPHS]
+    except ImportError as error:
+        print(f"The model card has no figure: {error}")
+        return
+    tokens, localization = pipe.encode(images)
+    decoded: Any = pipe(sparse_tokens=tokens, localization=localization, height=side, width=side)
+    overlays = [token_overlay(image, maps) for image, maps in zip(images, localization, strict=True)]
+    figure = Image.new("RGB", (3 * side, len(images) * side))
+    for row, panels in enumerate(zip(images, decoded.images, overlays, strict=True)):
+        for column, panel in enumerate(panels):
+            figure.paste(panel, (column * side, row * side))
+    figure.save(folder / FIGURE_NAME)
 
 
 def _print_summary(output: Path, model: StellarForPreTraining, state_dict: Mapping[str, Tensor]) -> None:
