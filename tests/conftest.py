@@ -208,7 +208,6 @@ LIBRARIES = (
     "transformers.models.auto",
     "diffusers.pipelines.pipeline_utils",
     "datasets",
-    "kornia",
     "matplotlib.pyplot",
     "scipy.optimize",
 )

@@ -40,22 +40,23 @@ def crop_and_resize(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> T
     """Cuts one box out of each image and resizes it to a square by antialiased bicubic resampling.
 
     Args:
-        images: float32 tensor of shape (B, C, H, W).
+        images: (B, 3, H, W); float32 in [0, 1], or, on a CPU, uint8 in the memory format channels last. Crops of uint8
+            take a quarter of the time; as in Pillow, they are rounded and cut off at [0, 255] after either direction.
         boxes: Integers of shape (B, 4): top, left, height, width of each box in pixels, inside of the image.
         size: Height and width of the result in pixels.
         flip: bool tensor of shape (B,): which results are mirrored horizontally.
 
     Returns:
-        float32 tensor of shape (B, C, size, size). Bicubic resampling may leave the range of the input.
+        float32 tensor of shape (B, 3, size, size), cut off at [0, 1], which bicubic resampling may leave.
     """
-    if images.device.type == "cpu":
-        crops = images.new_empty(len(images), images.shape[1], size, size)
-        for image, (top, left, height, width), crop in zip(images, boxes.tolist(), crops, strict=True):
-            box = image[None, :, top : top + height, left : left + width]
-            crop.copy_(F.interpolate(box, size=(size, size), mode="bicubic", antialias=True)[0])
-        crops[flip] = crops[flip].flip(-1)
-        return crops
-    return _crop_and_resize_at_once(images, boxes, size, flip)
+    if images.device.type != "cpu":
+        return _crop_and_resize_at_once(images, boxes, size, flip).clamp_(0, 1)
+    crops = images.new_empty(len(images), images.shape[1], size, size)
+    for index, ((top, left, height, width), mirrored) in enumerate(zip(boxes.tolist(), flip.tolist(), strict=True)):
+        box = images[index : index + 1, :, top : top + height, left : left + width]
+        crop = F.interpolate(box, size=(size, size), mode="bicubic", antialias=True)
+        crops[index] = crop[0].flip(-1) if mirrored else crop[0]
+    return crops.float().div_(255) if crops.dtype == torch.uint8 else crops.clamp_(0, 1)
 
 
 def _crop_and_resize_at_once(images: Tensor, boxes: Tensor, size: int, flip: Tensor) -> Tensor:

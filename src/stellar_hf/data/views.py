@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -13,10 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .colors import ColorChanges, change_colors_
 from .resampling import crop_and_resize
 
 # As torchvision's RandomResizedCrop: so many boxes are drawn, and the first that fits into the image is taken.
 _BOX_TRIES = 10
+
+# float32 values that are worked on at a time, 2 MB: the many tensors of a large batch would leave the cache, and take
+# fresh memory from the system.
+_CACHED_VALUES = 2**19
 
 
 @dataclass(frozen=True)
@@ -138,11 +143,13 @@ class StellarViews:
         """Makes the views of a batch of images, on the device of the images.
 
         Args:
-            images: Tensor of shape (B, 3, H, W), RGB; uint8 in [0, 255], or floating point in [0, 1].
+            images: Tensor of shape (B, 3, H, W), RGB; uint8 in [0, 255], or floating point in [0, 1]. On a CPU, crops
+                of uint8 are rounded to whole levels after either direction of resizing, as in Pillow; those of
+                floating-point images are not, and none on accelerators.
             image_sizes: Height and width of each image, (B, 2) integers, where images of different sizes stand in the
                 upper left corners of a batch; H and W by default.
             generator: Source of all random draws; torch's global CPU generator by default. It may live on another
-                device than the images: a CPU generator gives the same views on every device.
+                device than the images: a CPU generator gives the same views on every device, but for that rounding.
 
         Returns:
             `pixel_values`, the clean view, (B, 3, global_size, global_size); `global_pixel_values`
@@ -153,94 +160,75 @@ class StellarViews:
         Raises:
             ValueError: If the images are not RGB or not in their range, such as images that are normalized already,
                 or if their sizes do not fit.
-            ImportError: If kornia is not installed.
         """
-        images = _to_unit_range(images)
+        images = _checked_images(images)
         sizes = _checked_sizes(image_sizes, images)
         if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError(f"generator is a {type(generator).__name__}, but a torch.Generator is expected.")
         with torch.autocast(images.device.type, enabled=False):
-            clean_view, *global_views = self._make_views(
-                images, sizes, self.num_global_views, self.global_size, self.global_scale, generator, keep_clean=True
-            )
-            views = {"pixel_values": clean_view, "global_pixel_values": torch.stack(global_views, dim=1)}
+            clean = _empty_views(images, 1, self.global_size)[:, 0]
+            views = {"pixel_values": clean}
+            views["global_pixel_values"] = _empty_views(images, self.num_global_views, self.global_size)
+            self._make(views["global_pixel_values"], images, sizes, self.global_scale, generator, clean)
             if self.num_local_views:
-                local_views = self._make_views(
-                    images, sizes, self.num_local_views, self.local_size, self.local_scale, generator
-                )
-                views["local_pixel_values"] = torch.stack(local_views, dim=1)
+                views["local_pixel_values"] = _empty_views(images, self.num_local_views, self.local_size)
+                self._make(views["local_pixel_values"], images, sizes, self.local_scale, generator)
         return views
 
-    def _make_views(
+    def _make(
         self,
+        views: Tensor,
         images: Tensor,
         sizes: Tensor,
-        num_views: int,
-        size: int,
         scale: tuple[float, float],
         generator: torch.Generator | None,
-        keep_clean: bool = False,
-    ) -> list[Tensor]:
-        """Normalized views, (B, 3, size, size) each; with `keep_clean` the uncoloured first view comes before them."""
+        clean_view: Tensor | None = None,
+    ) -> None:
+        """Fills `views` (B, V, 3, S, S), and `clean_view` (B, 3, S, S) with the first of them in its own colours."""
         device = generator.device if generator is not None else torch.device("cpu")
         sizes = sizes.to(device)
 
         def rand(*shape: int) -> Tensor:
             return torch.rand(len(images), *shape, generator=generator, device=device)
 
-        views = []
-        # One view of all images at a time bounds the memory, and adding views leaves the earlier ones as they were.
-        for index in range(num_views):
-            boxes = random_boxes(rand, sizes, scale, self.ratio)
-            flip = rand() < self.flip
-            crops = crop_and_resize(images, boxes.to(images.device), size, flip.to(images.device)).clamp_(0, 1)
-            if keep_clean and index == 0:
-                views.append(self._normalize(crops))
-            views.append(self._normalize(self._change_colors(crops, rand)))
-        return views
+        mean, std = (views.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        # One view of all images after the other: adding views leaves the earlier ones as they were.
+        for index, view in enumerate(views.unbind(1)):
+            boxes = random_boxes(rand, sizes, scale, self.ratio).to(images.device)
+            flip = (rand() < self.flip).to(images.device)
+            changes = self._draw_changes(rand)
+            for part in _parts(view):
+                crops = crop_and_resize(images[part], boxes[part], view.shape[-1], flip[part])
+                if clean_view is not None and index == 0:
+                    torch.sub(crops, mean, out=clean_view[part]).div_(std)
+                change_colors_(crops, changes.of(part), self.blur_kernel_size)
+                torch.sub(crops, mean, out=view[part]).div_(std)
 
-    def _change_colors(self, views: Tensor, rand: Callable[..., Tensor]) -> Tensor:
-        """Jitter, grayscale and blur of (B, 3, S, S) views in [0, 1], each applied to the views drawn for it alone."""
-        color, enhance, filters = _import_kornia()
-
-        def choose(probability: float) -> Tensor:
-            return (rand() < probability).nonzero().squeeze(1)
-
+    def _draw_changes(self, rand: Callable[..., Tensor]) -> ColorChanges:
         def symmetric(spread: float) -> Tensor:
             return spread * (2 * rand() - 1)
 
-        jittered, gray, blurred = (
-            choose(probability)
-            for probability in (self.jitter_probability, self.grayscale_probability, self.blur_probability)
+        low, high = self.blur_sigma
+        return ColorChanges(
+            jittered=rand() < self.jitter_probability,
+            gray=rand() < self.grayscale_probability,
+            blurred=rand() < self.blur_probability,
+            brightness=1 + symmetric(self.brightness),
+            contrast=1 + symmetric(self.contrast),
+            saturation=1 + symmetric(self.saturation),
+            hue=symmetric(self.hue),
+            sigma=low + (high - low) * rand(),
         )
-        brightness = 1 + symmetric(self.brightness)
-        contrast = 1 + symmetric(self.contrast)
-        saturation = 1 + symmetric(self.saturation)
-        hue = 2 * math.pi * symmetric(self.hue)
-        sigma = self.blur_sigma[0] + (self.blur_sigma[1] - self.blur_sigma[0]) * rand()
 
-        def pick(factors: Tensor, chosen: Tensor) -> Tensor:
-            return factors[chosen].to(views.device)
 
-        views = views.clone()
-        if len(jittered):
-            index = jittered.to(views.device)
-            part = enhance.adjust_brightness_accumulative(views[index], pick(brightness, jittered))
-            part = enhance.adjust_contrast_with_mean_subtraction(part, pick(contrast, jittered))
-            part = enhance.adjust_saturation_with_gray_subtraction(part, pick(saturation, jittered))
-            views[index] = enhance.adjust_hue(part, pick(hue, jittered))
-        if len(gray):
-            index = gray.to(views.device)
-            views[index] = color.rgb_to_grayscale(views[index]).expand(-1, 3, -1, -1)
-        if len(blurred):
-            index = blurred.to(views.device)
-            deviation = pick(sigma, blurred)[:, None].expand(-1, 2)
-            views[index] = filters.gaussian_blur2d(views[index], self.blur_kernel_size, deviation)
-        return views
+def _empty_views(images: Tensor, num_views: int, size: int) -> Tensor:
+    return torch.empty(len(images), num_views, 3, size, size, device=images.device)
 
-    def _normalize(self, views: Tensor) -> Tensor:
-        mean, std = (views.new_tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
-        return (views - mean) / std
+
+def _parts(views: Tensor) -> Iterator[slice]:
+    """Cuts a batch into parts that stay in a core's cache while changes pass over them; none on accelerators."""
+    step = max(_CACHED_VALUES // views[0].numel(), 1) if views.device.type == "cpu" else len(views)
+    return (slice(start, start + step) for start in range(0, len(views), step))
 
 
 def _are_numbers(values: Any, count: int) -> bool:
@@ -252,8 +240,8 @@ def _are_numbers(values: Any, count: int) -> bool:
     )
 
 
-def _to_unit_range(images: Tensor) -> Tensor:
-    """float32 images in [0, 1] of uint8 or floating-point ones."""
+def _checked_images(images: Tensor) -> Tensor:
+    """Images as [`crop_and_resize`] takes them."""
     if not isinstance(images, Tensor):
         raise ValueError(
             f"The images are a {type(images).__name__}, but a tensor (batch, 3, height, width) is expected: "
@@ -262,6 +250,8 @@ def _to_unit_range(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
         raise ValueError(f"The images have shape {tuple(images.shape)}, but (batch, 3, height, width) is expected.")
     if images.dtype == torch.uint8:
+        if images.device.type == "cpu":
+            return images.contiguous(memory_format=torch.channels_last)
         return images.float() / 255
     if not images.is_floating_point():
         raise ValueError(f"The images are {images.dtype}, but uint8 or a floating-point type is expected.")
@@ -315,13 +305,3 @@ def random_boxes(
     top = (rand(1) * (height - box_height + 1)).floor()
     left = (rand(1) * (width - box_width + 1)).floor()
     return torch.cat([top, left, box_height, box_width], dim=1).long()
-
-
-def _import_kornia() -> tuple[Any, Any, Any]:
-    try:
-        from kornia import color, enhance, filters
-    except ImportError as error:
-        raise ImportError(
-            'The colours of the views are changed by kornia, which is not installed: pip install "stellar_hf[train]"'
-        ) from error
-    return color, enhance, filters
