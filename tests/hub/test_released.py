@@ -16,6 +16,7 @@ from safetensors.torch import save
 from stellar_hf import (
     MaskGitVQModel,
     StellarBackbone,
+    StellarConfig,
     StellarForImageClassification,
     StellarForImageReconstruction,
     StellarForPreTraining,
@@ -26,6 +27,8 @@ from stellar_hf import (
 )
 from stellar_hf.conversion import convert_checkpoint
 from stellar_hf.conversion.convert_stellar_to_hf import main
+from stellar_hf.hub_stellar import write_model_card
+from stellar_hf.image_processing_pil_stellar import image_processor_of
 from stellar_hf.pipelines.released_maskgit_vq import RELEASED_FILE
 from stellar_hf.pipelines.released_maskgit_vq import RELEASED_REPOSITORY as VQ_REPOSITORY
 from stellar_hf.pipelines.released_maskgit_vq import RELEASED_REVISION as VQ_REVISION
@@ -151,6 +154,16 @@ def test_arguments_are_those_of_from_pretrained(cache, fields, pixel_values):
         StellarModel.from_released("stellar-b16", cache_dir=cache, num_sparse_token=4, **fields)
 
 
+def test_the_processor_of_released_models_is_the_default_one():
+    assert image_processor_of(StellarConfig()).to_dict() == StellarImageProcessorPil().to_dict()
+
+
+def test_the_card_of_what_was_loaded_names_the_repository(cache, fields, tmp_path):
+    model = StellarForImageClassification.from_released("stellar-b16", cache_dir=cache, num_labels=3, **fields)
+    write_model_card(tmp_path, model)
+    assert ModelCard.load(tmp_path / "README.md").data.base_model == "microsoft/STELLAR"
+
+
 def test_nothing_is_reported_where_nothing_is_wrong(cache, fields, capfd):
     StellarModel.from_released("stellar-b16", cache_dir=cache, **fields)
     captured = capfd.readouterr()
@@ -269,12 +282,19 @@ def test_the_lines_of_the_card_run(hub, pushed, run_python, auto_image_processor
     assert run_python(before + lines + after) == "torch.Size([1, 8, 64]) torch.Size([1, 8, 64])\n"
 
 
-def test_a_push_needs_a_token(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("repo_id", "message"),
+    [
+        ("owner/name", "who pushes to owner/name (LocalTokenNotFoundError): check the connection, and log in with"),
+        ("owner/name/more", "'owner/name/more'"),
+    ],
+)
+def test_a_push_that_cannot_be_is_refused_before_the_work(tmp_path, monkeypatch, capsys, repo_id, message):
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(SystemExit):
-        main(["stellar-b16", "--output", str(tmp_path / "out"), "--push_to_hub", "owner/name"])
-    assert "owner/name needs a token of the Hub: log in with hf auth login" in capsys.readouterr().err
+        main(["stellar-b16", "--output", str(tmp_path / "out"), "--push_to_hub", repo_id])
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

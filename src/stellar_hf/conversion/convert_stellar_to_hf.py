@@ -18,7 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import get_token
+from huggingface_hub import HfApi
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -123,8 +124,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     has_pipeline = arguments.pipeline or repo_id
     for output in (folder, *([pipeline_folder] if has_pipeline else [])):
         check_output(output)
-    if repo_id and get_token() is None:
-        raise ValueError(f"Pushing to {repo_id} needs a token of the Hub: log in with hf auth login, or set HF_TOKEN.")
+    if repo_id:
+        _check_push(repo_id)
     overrides = _overrides(arguments.config)
     checkpoint = arguments.checkpoint
     state_dict = without_prefix(read_checkpoint(checkpoint) if checkpoint else read_released(arguments.name))
@@ -147,6 +148,18 @@ def _convert(arguments: argparse.Namespace) -> None:
         _draw_reconstructions(folder, pipe)
         url = push_folder(folder, model, repo_id, released=arguments.name).repo_url
         print(f"Pushed it to {url}, with a model card.")
+
+
+def _check_push(repo_id: str) -> None:
+    """Before the work that would be pushed: a `ValueError` unless the name is possible and the Hub knows the user."""
+    validate_repo_id(repo_id)
+    try:
+        HfApi().whoami()
+    except Exception as error:  # those of a failed connection have no class in common with the Hub's
+        raise ValueError(
+            f"The Hub cannot be asked who pushes to {repo_id} ({type(error).__name__}): check the connection, and log "
+            "in with hf auth login, or set HF_TOKEN."
+        ) from error
 
 
 # Diffusers and Datasets take seconds to import, which the conversion of a model alone does not need.
