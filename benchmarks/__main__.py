@@ -13,7 +13,8 @@ import importlib
 import sys
 from pathlib import Path
 
-from .harness import Options, describe_machine, markdown_table, write_csv
+from .harness import Options
+from .tables import describe_machine, markdown_table, write_csv
 
 
 def find_benchmarks() -> dict[str, str]:

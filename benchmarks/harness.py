@@ -1,17 +1,14 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""What all benchmarks share: timing in turns, fresh processes, the machine and its matrix products, tables."""
+"""What all benchmarks share: timing in turns, the rate of matrix products, fresh processes."""
 
-import csv
 import gc
-import importlib.metadata
 import multiprocessing
 import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,51 +148,6 @@ def reset_peak_resident() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-# Machine and tables --------------------------------------------------------------------------------------------------
-
-
-def describe_machine(options: Options) -> dict[str, str]:
-    """Processor or accelerator, threads and versions, which stand in every row of a CSV."""
-    if options.on_cpu:
-        cpu_info = Path("/proc/cpuinfo")
-        lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
-        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else platform.processor() or platform.machine()
-    else:
-        name = torch.cuda.get_device_name(options.device)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    return {
-        "device": name,
-        "num_threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        **versions,
-    }
-
-
-def markdown_table(rows: Sequence[Row]) -> str:
-    columns = _columns(rows)
-    cells = [[_rounded(row.get(column)) for column in columns] for row in rows]
-    lines = [columns, ["---"] * len(columns), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_csv(file: Path, rows: Sequence[Row], machine: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, [*_columns(rows), *machine])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({**{name: _rounded(value) for name, value in row.items()}, **machine})
-
-
 def progress(message: str) -> None:
     """What is being measured, for whoever waits; not a part of the table."""
     print(f"... {message}", file=sys.stderr, flush=True)
-
-
-def _columns(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row))
-
-
-def _rounded(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

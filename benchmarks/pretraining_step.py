@@ -1,0 +1,115 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""One optimizer step of pre-training, as the library takes it or plainly, on random images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from stellar_hf import StellarConfig, StellarForPreTraining
+
+from .counters import AllocatedBytes
+from .harness import reset_peak_resident, resident_bytes
+from .plain_objective import plain_loss
+
+# The variants: "ours" is the library's forward.
+VARIANTS = ("ours", "plain")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Sizes of a step; by default those of the paper, with a small batch."""
+
+    batch_size: int = 4
+    global_views: int = 8
+    local_views: int = 8
+    local_size: int = 96
+    config: dict[str, Any] = field(default_factory=dict)  # of the model, where it differs from ViT-B/16
+
+    def model_config(self) -> StellarConfig:
+        return StellarConfig(**{"reconstruction_target": "pixels", "mask_ratio": 0.75, **self.config})
+
+
+class PreTrainingStep:
+    """
+    A model in training with its optimizer and one batch, whose steps either variant can take.
+
+    On accelerators the forward runs in bf16 autocast, on a CPU in float32.
+    """
+
+    def __init__(self, setting: Setting, device: str = "cpu"):
+        torch.manual_seed(0)
+        config = setting.model_config()
+        self.device = torch.device(device)
+        self.autocast = self.device.type != "cpu"
+        self.model = StellarForPreTraining(config).train().to(self.device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        batch, size, local = setting.batch_size, config.image_size, setting.local_size
+        inputs = {
+            "pixel_values": torch.randn(batch, 3, size, size),
+            "global_pixel_values": torch.randn(batch, setting.global_views, 3, size, size),
+            "local_pixel_values": torch.randn(batch, setting.local_views, 3, local, local),
+            "noise": torch.rand(batch * setting.global_views, (size // config.patch_size) ** 2),
+        }
+        self.inputs = {name: values.to(self.device) for name, values in inputs.items()}
+
+    def backward(self, variant: str) -> float:
+        """Gradients of the loss, which is returned."""
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            if variant == "plain":
+                loss = plain_loss(self.model, **self.inputs)
+            else:
+                loss = self.model(**self.inputs).loss
+        loss.backward()
+        return loss.item()
+
+    def take(self, variant: str) -> None:
+        """Forward, backward, clipping and AdamW."""
+        self.backward(variant)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+
+    def named(self) -> dict[str, Callable[[], None]]:
+        return {variant: lambda variant=variant: self.take(variant) for variant in VARIANTS}
+
+
+def gradient_difference(step: PreTrainingStep) -> float:
+    """
+    The largest difference of a gradient of both variants, relative to the largest entry of its tensor; in float32.
+
+    Key biases are left out: a softmax ignores them, so that their gradient is zero but for rounding.
+    """
+    step.autocast = False
+    gradients = []
+    for variant in VARIANTS:
+        torch.manual_seed(1)
+        step.backward(variant)
+        named = step.model.named_parameters()
+        gradients.append({name: weight.grad for name, weight in named if not name.endswith("k_proj.bias")})
+    step.optimizer.zero_grad()
+    step.autocast = step.device.type != "cpu"
+    ours, plain = gradients
+    return max(((ours[name] - grad).abs().max() / grad.abs().max()).item() for name, grad in plain.items())
+
+
+def measure_memory(setting: Setting, variant: str, device: str) -> tuple[int, int | None]:
+    """
+    Peak bytes of a process that trains: weights, optimizer state, gradients, images and what a step needs, by what
+    tensors hold and, on a CPU, by resident memory above that of a process that has only imported the library.
+    """
+    if torch.device(device).type != "cpu":
+        step = PreTrainingStep(setting, device)
+        for _ in range(2):
+            step.take(variant)
+        return torch.cuda.max_memory_allocated(device), None
+    before = resident_bytes()
+    with AllocatedBytes() as allocated:
+        step = PreTrainingStep(setting, device)
+        step.take(variant)
+        allocated.reset_peak()
+        reset_peak_resident()
+        step.take(variant)
+    return allocated.peak, resident_bytes(peak=True) - before
