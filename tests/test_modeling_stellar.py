@@ -271,6 +271,27 @@ def test_pretraining_folder_loads_as_encoder(build, tmp_path, use_teacher):
     assert all(torch.equal(t, pretraining.stellar.state_dict()[key]) for key, t in model.state_dict().items())
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("kept", [None, 5])
+def test_encoding_without_patches_gives_cls_and_tokens_of_the_whole(build, implementation, kept):
+    model = build(StellarModel, attn_implementation=implementation)
+    pixel_values = images(2, 3, 32, 32).requires_grad_()
+    kept_patches = None if kept is None else images(2, 16).argsort(dim=1)[:, :kept]
+    cls, _, tokens = model.split(model.encode(pixel_values, kept_patches))
+    expected = torch.cat([cls.unsqueeze(1), tokens], dim=1)
+    actual = model.encode(pixel_values, kept_patches, with_patches=False)
+
+    torch.testing.assert_close(actual, expected)
+    weights = images(*expected.shape, seed=1)
+    inputs = [pixel_values, *model.layers.parameters()]
+    for gradient, reference in zip(
+        torch.autograd.grad((actual * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, reference, atol=1e-5, rtol=1e-4)
+
+
 # Gradients -----------------------------------------------------------------------------------------------------------
 
 

@@ -209,30 +209,37 @@ def koleo_loss(sparse_tokens: torch.Tensor) -> torch.Tensor:
 # Cross entropies over prototypes -------------------------------------------------------------------------------------
 
 
-class _PrototypeLogSumExp(torch.autograd.Function):
-    """Row-wise logsumexp(x W^T / T) that never holds more than a chunk of rows of its logits, forward or backward."""
+class _PrototypeCrossEntropy(torch.autograd.Function):
+    """
+    The sum over rows of logsumexp(x W^T / T) - x . e / T. Its gradients are computed along with it, from the same
+    logits, of which no more than a chunk of rows exists at a time.
+    """
 
     @staticmethod
-    def forward(ctx, projections, prototypes, temperature, chunk_size):
-        ctx.save_for_backward(projections, prototypes)
-        ctx.temperature, ctx.chunk_size = temperature, chunk_size
-        chunks = projections.split(chunk_size)
-        return torch.cat([(chunk @ prototypes.T).div_(temperature).logsumexp(dim=-1) for chunk in chunks])
+    def forward(ctx, projections, expected, prototypes, temperature, chunk_size, with_gradients):
+        grad_projections = torch.empty_like(projections) if with_gradients else None
+        grad_prototypes = torch.zeros_like(prototypes) if with_gradients else None
+        total = -(projections * expected).sum()
+        logits = projections.new_empty(min(chunk_size, len(projections)), len(prototypes))
+        for start in range(0, len(projections), chunk_size):
+            rows = projections[start : start + chunk_size] / temperature
+            # One place in memory for all chunks: exp(logits - maximum) stands where the logits were.
+            chunk = torch.mm(rows, prototypes.T, out=logits[: len(rows)])
+            maximum = chunk.amax(dim=-1, keepdim=True)
+            sums = chunk.sub_(maximum).exp_().sum(dim=-1, keepdim=True)
+            total += temperature * (maximum + sums.log()).sum()
+            if with_gradients:
+                grad_projections[start : start + chunk_size] = (chunk @ prototypes).div_(sums)
+                grad_prototypes.addmm_(chunk.T, rows / sums)
+        if with_gradients:
+            grad_projections = grad_projections.sub_(expected).div_(temperature)
+            ctx.save_for_backward(grad_projections, projections / -temperature, grad_prototypes)
+        return total / temperature
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_output):
-        projections, prototypes = ctx.saved_tensors
-        grad_projections = torch.empty_like(projections)
-        grad_prototypes = torch.zeros_like(prototypes)
-        with without_autocast(projections):
-            for start in range(0, projections.shape[0], ctx.chunk_size):
-                rows = slice(start, start + ctx.chunk_size)
-                probabilities = (projections[rows] @ prototypes.T).div_(ctx.temperature).softmax(dim=-1)
-                probabilities.mul_(grad_output[rows, None] / ctx.temperature)
-                grad_projections[rows] = probabilities @ prototypes
-                grad_prototypes.addmm_(probabilities.T, projections[rows])
-        return grad_projections, grad_prototypes, None, None
+        return (*(grad_output * gradient for gradient in ctx.saved_tensors), None, None, None)
 
 
 def expected_prototypes(assignments: torch.Tensor, prototypes: torch.Tensor) -> torch.Tensor:
@@ -256,29 +263,41 @@ def prototype_cross_entropy(
     expected: torch.Tensor,
     prototypes: torch.Tensor,
     temperature: float = 0.12,
-    chunk_size: int = 64,
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """
     Mean cross entropy between target assignments A and softmax(x W^T / T), without memory of size rows x K.
 
-    For targets that sum to one it equals `logsumexp(x W^T / T) - x . (A W) / T`; the logits of the first part are
-    computed in chunks of rows and again in the backward pass.
+    For targets that sum to one it equals `logsumexp(x W^T / T) - x . (A W) / T`. Value and gradients come from one
+    pass over chunks of rows, so each product with the prototypes is computed once; second derivatives do not exist.
 
     Args:
         projections: (..., dim), predictions x.
         expected: (..., dim), [`expected_prototypes`] A W of each prediction's target.
         prototypes: (K, dim), W.
         temperature: T > 0.
-        chunk_size: Rows whose K logits exist at a time.
+        chunk_size: Rows whose K logits exist at a time; by default as many as take 8 MiB on a CPU, whose cache they
+            should not leave, and 256 MiB elsewhere.
 
     Returns:
         Scalar float32: mean over all rows.
     """
     with without_autocast(projections):
-        projections = projections.float().flatten(0, -2)
-        agreement = (projections * expected.flatten(0, -2)).sum(dim=-1) / temperature
-        normalizer = _PrototypeLogSumExp.apply(projections, prototypes.float(), temperature, chunk_size)
-        return (normalizer - agreement).mean()
+        projections, expected = projections.float().flatten(0, -2), expected.float().flatten(0, -2)
+        prototypes = prototypes.float()
+        with_gradients = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (projections, expected, prototypes)
+        )
+        chunk_size = chunk_size or _rows_of_a_chunk(prototypes)
+        total = _PrototypeCrossEntropy.apply(
+            projections, expected, prototypes, temperature, chunk_size, with_gradients
+        )
+        return total / projections.shape[0]
+
+
+def _rows_of_a_chunk(prototypes: torch.Tensor) -> int:
+    budget = 2**23 if prototypes.device.type == "cpu" else 2**28
+    return max(budget // (4 * prototypes.shape[0]), 1)
 
 
 # Segmentation --------------------------------------------------------------------------------------------------------

@@ -54,6 +54,7 @@ from .objective_stellar import (
     describe,
     kept_patches,
 )
+from .recomputation_stellar import recomputed_in_backward
 from .released_stellar import RELEASED_REPOSITORY, RELEASED_REVISION, convert_weights, read_released
 
 logger = logging.get_logger(__name__)
@@ -180,6 +181,11 @@ def eager_attention_forward(
     return (probabilities @ value).transpose(1, 2).contiguous(), probabilities
 
 
+def _select(hidden_states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """(B, n, d) to the rows (k,) of each sequence, (B, k, d); all without `rows`."""
+    return hidden_states if rows is None else hidden_states.index_select(1, rows)
+
+
 class StellarAttention(nn.Module):
     def __init__(self, config: StellarConfig, hidden_size: int, num_attention_heads: int):
         super().__init__()
@@ -195,12 +201,21 @@ class StellarAttention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+        self,
+        hidden_states: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        query_states = self.q_proj(hidden_states).view(heads).transpose(1, 2)
-        key_states = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value_states = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        """All of the sequence is attended to; with `rows`, only they ask."""
+        queries = _select(hidden_states, rows)
+        query_states, key_states, value_states = (
+            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection, states in (
+                (self.q_proj, queries),
+                (self.k_proj, hidden_states),
+                (self.v_proj, hidden_states),
+            )
+        )
 
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -215,7 +230,7 @@ class StellarAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        attention_output = attention_output.reshape(hidden_states.shape).contiguous()
+        attention_output = attention_output.reshape(queries.shape).contiguous()
         return self.o_proj(attention_output), attention_weights
 
 
@@ -226,8 +241,12 @@ class StellarMLP(nn.Module):
         self.activation = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+    def forward(self, hidden_states: torch.Tensor, recompute: bool = False) -> torch.Tensor:
+        """(B, n, d) to (B, n, d); with `recompute`, the activation is not kept for the backward pass."""
+        hidden_states = self.fc1(hidden_states)
+        activated = self.activation(hidden_states)
+        with recomputed_in_backward(activated, self.activation, of=hidden_states, enabled=recompute):
+            return self.fc2(activated)
 
 
 class StellarLayer(GradientCheckpointingLayer):
@@ -239,10 +258,28 @@ class StellarLayer(GradientCheckpointingLayer):
         self.mlp = StellarMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        attention_output, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.dropout(attention_output)
-        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """(B, n, d) to (B, n, d); with `rows` (k,), only those of each sequence are computed, (B, k, d)."""
+        recompute = not (self.gradient_checkpointing and self.training)  # which recomputes the whole layer
+        normalized = _in_type_of_products(self.layernorm_before(hidden_states))
+        with recomputed_in_backward(normalized, self.layernorm_before, of=hidden_states, enabled=recompute):
+            attention_output, _ = self.attention(normalized, rows, **kwargs)
+        hidden_states = _select(hidden_states, rows) + self.dropout(attention_output)
+        normalized = _in_type_of_products(self.layernorm_after(hidden_states))
+        with recomputed_in_backward(normalized, self.layernorm_after, of=hidden_states, enabled=recompute):
+            mlp_output = self.mlp(normalized, recompute)
+        return hidden_states + self.dropout(mlp_output)
+
+
+def _in_type_of_products(hidden_states: torch.Tensor) -> torch.Tensor:
+    """The cast that autocast would make, and keep, for each product that takes these."""
+    device = hidden_states.device.type
+    return hidden_states.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden_states
 
 
 # Encoder -------------------------------------------------------------------------------------------------------------
@@ -656,6 +693,7 @@ class StellarModel(StellarPreTrainedModel):
         pixel_values: torch.Tensor,
         kept_patches: torch.Tensor | None = None,
         grid_size: tuple[int, int] | None = None,
+        with_patches: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
@@ -666,16 +704,27 @@ class StellarModel(StellarPreTrainedModel):
             kept_patches: (B, kept) int64 row-major indices of the patches to keep; the others are dropped before they
                 are embedded. All by default.
             grid_size: Patches (h, w) of the images, where they are known already.
+            with_patches: Whether the patches' own features are needed. Without them the last layer computes CLS and
+                sparse tokens alone.
 
         Returns:
-            (B, 1 + N or kept + r, d): CLS, patches and sparse tokens after the final LayerNorm.
+            (B, 1 + N or kept + r, d): CLS, patches and sparse tokens after the final LayerNorm; (B, 1 + r, d) without
+            patches.
         """
         grid_size = grid_size or self.embeddings.grid_size(pixel_values)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states = self.embeddings(pixel_values, grid_size, kept_patches)
-        for layer in self.layers:
+        *layers, last_layer = self.layers
+        for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
-        return self.layernorm(hidden_states)
+        rows = None if with_patches else self._cls_and_tokens(hidden_states)
+        return self.layernorm(last_layer(hidden_states, rows, **kwargs))
+
+    def _cls_and_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """int64 positions (1 + r,) of CLS and sparse tokens in sequences (B, n, d)."""
+        length = hidden_states.shape[1]
+        rows = torch.arange(length - 1 - self.config.num_sparse_tokens, length, device=hidden_states.device)
+        return rows.index_fill_(0, rows.new_zeros(1), 0)
 
     def split(self, last_hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A sequence (B, 1 + N + r, d) to CLS (B, d), dense features (B, N, d) and sparse tokens (B, r, d)."""
@@ -898,7 +947,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             if global_pixel_values is not None:
                 masked = self._encode_masked(global_pixel_values, noise, num_kept)
             if local_pixel_values is not None:
-                local_cls = self.stellar.encode(local_pixel_values.flatten(0, 1))[:, 0]
+                local_cls = self.stellar.encode(local_pixel_values.flatten(0, 1), with_patches=False)[:, 0]
             terms = objective.terms(clean, targets, masked, local_cls)
             loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
             terms["reconstruction_loss"] = self._reconstruction_weight * loss
@@ -951,7 +1000,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         # Without views, as in a mere evaluation, the teacher looks at the clean one.
         view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
         with torch.no_grad():
-            cls, _, tokens = self.stellar.split(self.teacher.stellar.encode(view))
+            cls, _, tokens = self.stellar.split(self.teacher.stellar.encode(view, with_patches=False))
             seen = objective.project(self.teacher, cls, tokens)
         return objective.targets(self.teacher, seen)
 
@@ -962,7 +1011,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         views = global_pixel_values.flatten(0, 1)
         grid_size = self.stellar.embeddings.grid_size(views)
         kept = kept_patches(self.config, len(views), grid_size, noise, num_kept, views.device)
-        cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept, grid_size))
+        cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept, grid_size, with_patches=False))
         return cls, tokens
 
 
