@@ -217,8 +217,8 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, projections, expected, prototypes, temperature, chunk_size, with_gradients):
-        grad_projections = torch.empty_like(projections) if with_gradients else None
-        grad_prototypes = torch.zeros_like(prototypes) if with_gradients else None
+        if with_gradients:
+            grad_projections, grad_prototypes = torch.empty_like(projections), torch.zeros_like(prototypes)
         total = -(projections * expected).sum()
         logits = projections.new_empty(min(chunk_size, len(projections)), len(prototypes))
         for start in range(0, len(projections), chunk_size):
