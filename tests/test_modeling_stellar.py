@@ -273,13 +273,14 @@ def test_pretraining_folder_loads_as_encoder(build, tmp_path, use_teacher):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("kept", [None, 5])
-def test_encoding_without_patches_gives_cls_and_tokens_of_the_whole(build, implementation, kept):
+@pytest.mark.parametrize("needed", ["cls_and_tokens", "cls"])
+def test_outputs_that_are_needed_alone_are_those_of_the_whole(build, implementation, kept, needed):
     model = build(StellarModel, attn_implementation=implementation)
     pixel_values = images(2, 3, 32, 32).requires_grad_()
     kept_patches = None if kept is None else images(2, 16).argsort(dim=1)[:, :kept]
     cls, _, tokens = model.split(model.encode(pixel_values, kept_patches))
-    expected = torch.cat([cls.unsqueeze(1), tokens], dim=1)
-    actual = model.encode(pixel_values, kept_patches, with_patches=False)
+    expected = torch.cat([cls.unsqueeze(1), tokens], dim=1) if needed == "cls_and_tokens" else cls.unsqueeze(1)
+    actual = model.encode(pixel_values, kept_patches, needed=needed)
 
     torch.testing.assert_close(actual, expected)
     weights = images(*expected.shape, seed=1)

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -245,7 +245,9 @@ class StellarMLP(nn.Module):
         """(B, n, d) to (B, n, d); with `recompute`, the activation is not kept for the backward pass."""
         hidden_states = self.fc1(hidden_states)
         activated = self.activation(hidden_states)
-        with recomputed_in_backward(activated, self.activation, of=hidden_states, enabled=recompute):
+        context = recomputed_in_backward(activated, self.activation, of=hidden_states, enabled=recompute)
+        del hidden_states  # which only a backward pass needs
+        with context:
             return self.fc2(activated)
 
 
@@ -693,7 +695,7 @@ class StellarModel(StellarPreTrainedModel):
         pixel_values: torch.Tensor,
         kept_patches: torch.Tensor | None = None,
         grid_size: tuple[int, int] | None = None,
-        with_patches: bool = True,
+        needed: Literal["all", "cls_and_tokens", "cls"] = "all",
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
@@ -704,12 +706,11 @@ class StellarModel(StellarPreTrainedModel):
             kept_patches: (B, kept) int64 row-major indices of the patches to keep; the others are dropped before they
                 are embedded. All by default.
             grid_size: Patches (h, w) of the images, where they are known already.
-            with_patches: Whether the patches' own features are needed. Without them the last layer computes CLS and
-                sparse tokens alone.
+            needed: Which outputs the last layer computes: all, CLS and sparse tokens, or CLS alone.
 
         Returns:
-            (B, 1 + N or kept + r, d): CLS, patches and sparse tokens after the final LayerNorm; (B, 1 + r, d) without
-            patches.
+            (B, 1 + N or kept + r, d): CLS, patches and sparse tokens after the final LayerNorm; (B, 1 + r, d) or
+            (B, 1, d) where fewer are needed.
         """
         grid_size = grid_size or self.embeddings.grid_size(pixel_values)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
@@ -717,13 +718,16 @@ class StellarModel(StellarPreTrainedModel):
         *layers, last_layer = self.layers
         for layer in layers:
             hidden_states = layer(hidden_states, **kwargs)
-        rows = None if with_patches else self._cls_and_tokens(hidden_states)
+        rows = self._rows(hidden_states, needed)
         return self.layernorm(last_layer(hidden_states, rows, **kwargs))
 
-    def _cls_and_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """int64 positions (1 + r,) of CLS and sparse tokens in sequences (B, n, d)."""
+    def _rows(self, hidden_states: torch.Tensor, needed: str) -> torch.Tensor | None:
+        """int64 positions (k,) in sequences (B, n, d) of the outputs that are needed; None for all."""
+        if needed == "all":
+            return None
         length = hidden_states.shape[1]
-        rows = torch.arange(length - 1 - self.config.num_sparse_tokens, length, device=hidden_states.device)
+        num_tokens = self.config.num_sparse_tokens if needed == "cls_and_tokens" else 0
+        rows = torch.arange(length - 1 - num_tokens, length, device=hidden_states.device)
         return rows.index_fill_(0, rows.new_zeros(1), 0)
 
     def split(self, last_hidden_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -947,7 +951,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
             if global_pixel_values is not None:
                 masked = self._encode_masked(global_pixel_values, noise, num_kept)
             if local_pixel_values is not None:
-                local_cls = self.stellar.encode(local_pixel_values.flatten(0, 1), with_patches=False)[:, 0]
+                local_cls = self.stellar.encode(local_pixel_values.flatten(0, 1), needed="cls")[:, 0]
             terms = objective.terms(clean, targets, masked, local_cls)
             loss = self.decoder.loss(reconstruction, self.denormalize(pixel_values), code_labels)
             terms["reconstruction_loss"] = self._reconstruction_weight * loss
@@ -1000,7 +1004,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         # Without views, as in a mere evaluation, the teacher looks at the clean one.
         view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
         with torch.no_grad():
-            cls, _, tokens = self.stellar.split(self.teacher.stellar.encode(view, with_patches=False))
+            cls, _, tokens = self.stellar.split(self.teacher.stellar.encode(view, needed="cls_and_tokens"))
             seen = objective.project(self.teacher, cls, tokens)
         return objective.targets(self.teacher, seen)
 
@@ -1011,7 +1015,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         views = global_pixel_values.flatten(0, 1)
         grid_size = self.stellar.embeddings.grid_size(views)
         kept = kept_patches(self.config, len(views), grid_size, noise, num_kept, views.device)
-        cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept, grid_size, with_patches=False))
+        cls, _, tokens = self.stellar.split(self.stellar.encode(views, kept, grid_size, needed="cls_and_tokens"))
         return cls, tokens
 
 
