@@ -12,7 +12,6 @@ import statistics
 
 import torch
 
-from .counters import count_operations
 from .harness import (
     RETURN_FREED_MEMORY,
     Options,
@@ -23,7 +22,7 @@ from .harness import (
     progress,
     time_in_turns,
 )
-from .pretraining_step import VARIANTS, PreTrainingStep, Setting, gradient_difference, measure_memory
+from .pretraining_step import VARIANTS, PreTrainingStep, Setting, compare_gradients, measure_memory
 
 CUDA_BATCH_SIZE = 64
 SMALL = Setting(
@@ -58,8 +57,7 @@ def run(options: Options) -> list[Row]:
     step = PreTrainingStep(setting, options.device)
     config = step.model.config
     progress("gradients and operations")
-    difference = gradient_difference(step)
-    operations = {variant: count_operations(lambda variant=variant: step.backward(variant)) for variant in VARIANTS}
+    difference, operations = compare_gradients(step)
     progress("time, in turns")
     dtype = torch.bfloat16 if step.autocast else torch.float32
     products = matrix_products(options.device, dtype, config.hidden_size)

@@ -10,7 +10,7 @@ import torch
 
 from stellar_hf import StellarConfig, StellarForPreTraining
 
-from .counters import AllocatedBytes
+from .counters import AllocatedBytes, count_operations
 from .harness import reset_peak_resident, resident_bytes
 from .plain_objective import plain_loss
 
@@ -76,23 +76,24 @@ class PreTrainingStep:
         return {variant: lambda variant=variant: self.take(variant) for variant in VARIANTS}
 
 
-def gradient_difference(step: PreTrainingStep) -> float:
+def compare_gradients(step: PreTrainingStep) -> tuple[float, dict[str, int]]:
     """
-    The largest difference of a gradient of both variants, relative to the largest entry of its tensor; in float32.
+    The largest difference of a gradient of both variants, relative to the largest entry of its tensor, in float32; and
+    the floating-point operations of each variant's forward and backward.
 
     Key biases are left out: a softmax ignores them, so that their gradient is zero but for rounding.
     """
-    step.autocast = False
-    gradients = []
+    gradients, operations = {}, {}
+    autocast, step.autocast = step.autocast, False
     for variant in VARIANTS:
         torch.manual_seed(1)
-        step.backward(variant)
+        operations[variant] = count_operations(lambda variant=variant: step.backward(variant))
         named = step.model.named_parameters()
-        gradients.append({name: weight.grad for name, weight in named if not name.endswith("k_proj.bias")})
+        gradients[variant] = {name: weight.grad for name, weight in named if not name.endswith("k_proj.bias")}
+    step.autocast = autocast
     step.optimizer.zero_grad()
-    step.autocast = step.device.type != "cpu"
-    ours, plain = gradients
-    return max(((ours[name] - grad).abs().max() / grad.abs().max()).item() for name, grad in plain.items())
+    ours, plain = (gradients[variant] for variant in VARIANTS)
+    return max(((ours[name] - grad).abs().max() / grad.abs().max()).item() for name, grad in plain.items()), operations
 
 
 def measure_memory(setting: Setting, variant: str, device: str) -> tuple[int, int | None]:
