@@ -17,14 +17,19 @@ def count_operations(run: Callable[[], object]) -> int:
     Floating-point operations of all matrix products, convolutions and attentions in a call, backward passes
     included; a multiply-add counts as two. Attention's backward pass computes its scores again, which counts, too.
     """
-    # PyTorch has formulas for the kernels of accelerators alone.
+    # PyTorch has no formulas for in-place products and for the attention of CPUs.
     formulas = {
+        torch.ops.aten.addmm_: _product,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     }
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return counter.get_total_flops()
+
+
+def _product(_: Any, left: Any, right: Any, **__: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -36,7 +36,7 @@ def plain_loss(
     local_cls, _, _ = encode(encoder, local_pixel_values.flatten(0, 1))
 
     grid_size = (pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size)
-    reconstruction = model.decoder(tokens, encoder.localization(dense, tokens), grid_size)
+    reconstruction = decode(model.decoder, encoder.localization(dense, tokens) @ tokens, grid_size)
     mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
     reconstruction_loss = F.mse_loss(reconstruction.float(), pixel_values * std + mean)
 
@@ -88,10 +88,31 @@ def encode(encoder: StellarModel, pixel_values: torch.Tensor, kept: torch.Tensor
     sparse_tokens = embeddings.sparse_tokens.expand(len(patches), -1, -1)
     sequence = torch.cat([cls, patches, sparse_tokens], dim=1)
     for layer in encoder.layers:
-        sequence = layer(sequence)
+        sequence = transform(layer, sequence)
     sequence = encoder.layernorm(sequence)
     num_sparse = sparse_tokens.shape[1]
     return sequence[:, 0], sequence[:, 1:-num_sparse], sequence[:, -num_sparse:]
+
+
+def transform(layer: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """A layer of encoder or decoder: all positions, and autograd keeps what it will."""
+    attention, mlp = layer.attention, layer.mlp
+    normalized = layer.layernorm_before(hidden_states)
+    query, key, value = (
+        projection(normalized).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    hidden_states = hidden_states + attention.o_proj(mixed)
+    return hidden_states + mlp.fc2(F.gelu(mlp.fc1(layer.layernorm_after(hidden_states))))
+
+
+def decode(decoder: nn.Module, features: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
+    """Low-rank features (B, N, d) to RGB (B, C, H, W)."""
+    hidden_states = decoder.projection(features) + decoder.positions(grid_size)
+    for layer in decoder.layers:
+        hidden_states = transform(layer, hidden_states)
+    return decoder.head(decoder.layernorm(hidden_states).transpose(1, 2).unflatten(2, grid_size))
 
 
 def prototype_logits(head: nn.Module, features: torch.Tensor) -> torch.Tensor:

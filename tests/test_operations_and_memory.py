@@ -71,16 +71,10 @@ def layer_operations(
     return 2 * (linear * (keys_and_values + rows) + attention * 2 * queries * length * width)
 
 
-def objective_operations(setting: Setting, prototype_products: int, only_needed_rows: bool) -> float:
+def objective_operations(setting: Setting) -> float:
     """
-    Of forward and backward.
-
-    Args:
-        setting: Sizes.
-        prototype_products: Products of all predictions with all prototypes, or of their size: logits, and two for the
-            gradients of predictions and prototypes.
-        only_needed_rows: Whether the last layer's outputs are only those that the objective reads: CLS and sparse
-            tokens of masked views, CLS of local ones.
+    Of forward and backward. The last layer is computed for the rows that the objective reads: all of the clean view,
+    CLS and sparse tokens of masked views, CLS of local ones.
     """
     config, batch = setting.model_config(), setting.batch_size
     width, tokens, pixels = config.hidden_size, config.num_sparse_tokens, 3 * config.patch_size**2
@@ -93,7 +87,7 @@ def objective_operations(setting: Setting, prototype_products: int, only_needed_
     for views, count, rows in ((batch, patches, None), (num_global, kept, 1 + tokens), (num_local, local, 1)):
         length = 1 + count + tokens
         layer = (width, config.intermediate_size, length)
-        last = layer_operations(*layer, rows if only_needed_rows else None, LINEAR, ATTENTION)
+        last = layer_operations(*layer, rows, LINEAR, ATTENTION)
         others = layer_operations(*layer, None, LINEAR, ATTENTION)
         total += views * ((config.num_hidden_layers - 1) * others + last)
         total += views * 2 * 2 * count * pixels * width  # without gradient of the images
@@ -108,7 +102,7 @@ def objective_operations(setting: Setting, prototype_products: int, only_needed_
     head = width * config.projection_hidden_size + config.projection_hidden_size * config.prototype_dim
     total += predictions * LINEAR * 2 * head
     every_prototype = 2 * config.num_prototypes * config.prototype_dim
-    total += prototype_products * predictions * every_prototype
+    total += LINEAR * predictions * every_prototype
     # Targets: their logits, their mean prototypes and the gradient of those.
     return total + 3 * batch * (tokens + 1) * every_prototype
 
@@ -125,16 +119,16 @@ def measured(request):
     return request.param, operations, memory, difference
 
 
-def test_a_step_takes_no_more_operations_than_its_arithmetic(measured):
+def test_a_step_takes_the_operations_of_its_arithmetic(measured):
     setting, operations, _, _ = measured
-    assert operations["ours"] <= 1.01 * objective_operations(setting, prototype_products=3, only_needed_rows=False)
+    assert operations["ours"] <= 1.002 * objective_operations(setting)
 
 
 def test_a_step_takes_fewer_operations_and_bytes_than_the_plain_formulation(measured):
     setting, operations, memory, _ = measured
-    assert memory["ours"] <= (0.98 if setting is ENCODER else 0.15) * memory["plain"]
     if setting is ENCODER:
-        assert operations["ours"] <= 0.96 * operations["plain"]
+        assert operations["ours"] <= 0.75 * operations["plain"]
+    assert memory["ours"] <= (0.62 if setting is ENCODER else 0.13) * memory["plain"]
 
 
 def test_gradients_are_those_of_the_plain_formulation(measured):
