@@ -173,7 +173,9 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    scores = query @ key.transpose(2, 3) * scaling
+    # Contiguous once, since each product of this and the backward pass would copy its strided operands again.
+    query, key, value = (query * scaling).contiguous(), key.contiguous(), value.contiguous()
+    scores = query @ key.transpose(2, 3)
     if attention_mask is not None:
         scores = scores + attention_mask
     probabilities = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
@@ -259,6 +261,8 @@ class StellarLayer(GradientCheckpointingLayer):
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = StellarMLP(config, hidden_size, intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        # The share of elementwise work in a layer's time falls with its width: here at most some percent.
+        self.recompute = hidden_size >= 256
 
     def forward(
         self,
@@ -267,7 +271,8 @@ class StellarLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """(B, n, d) to (B, n, d); with `rows` (k,), only those of each sequence are computed, (B, k, d)."""
-        recompute = not (self.gradient_checkpointing and self.training)  # which recomputes the whole layer
+        checkpointed = self.gradient_checkpointing and self.training  # which recomputes the whole layer
+        recompute = self.recompute and not checkpointed
         normalized = _in_type_of_products(self.layernorm_before(hidden_states))
         with recomputed_in_backward(normalized, self.layernorm_before, of=hidden_states, enabled=recompute):
             attention_output, _ = self.attention(normalized, rows, **kwargs)

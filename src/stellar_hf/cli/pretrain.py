@@ -75,6 +75,13 @@ class ModelArguments:
             "stellar_hf.conversion.convert_maskgit_vq wrote."
         },
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Attention of Transformers: sdpa (the default), flash_attention_2 on GPUs, or eager, which is the "
+            "fastest on a CPU where a view has fewer than some hundred patches."
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
@@ -282,6 +289,8 @@ def build_model(args: ModelArguments) -> StellarForPreTraining:
             f'The model has reconstruction_target="{model.config.reconstruction_target}": "codes" need the tokenizer '
             "that makes them, vq_model_name_or_path, and pixels need none."
         )
+    if args.attn_implementation is not None:
+        model.set_attn_implementation(args.attn_implementation)
     return model
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import datasets
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data import StellarCollator
@@ -32,6 +33,11 @@ def has_column(dataset: Any, column: str) -> bool:
         return False
     columns = getattr(dataset, "column_names", None) or dataset[0]
     return isinstance(columns, list | Mapping) and column in columns
+
+
+def images_alone(dataset: Any, column: str) -> Any:
+    """A map-style data set of Datasets without its other columns, which would be read with each image for nothing."""
+    return dataset.select_columns([column]) if isinstance(dataset, datasets.Dataset) else dataset
 
 
 class _UndividedStream(IterableDataset):

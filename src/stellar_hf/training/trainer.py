@@ -30,7 +30,7 @@ from .callbacks import (
 )
 from .checkpoint_files import Checkpoint
 from .checkpoints import CheckpointTrainer
-from .data import check_column, check_not_empty, has_column, undivided, without_unreadable
+from .data import check_column, check_not_empty, has_column, images_alone, undivided, without_unreadable
 from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, MeanOfReadable, default_processor
 from .monitoring import (
     CollapseCallback,
@@ -111,6 +111,8 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             raise ValueError(f"StellarTrainer takes StellarTrainingArguments, not {type(args).__name__}.")
         for dataset in (train_dataset, eval_dataset):
             check_not_empty(dataset)
+        train_dataset = undecoded(train_dataset, args.image_column)
+        self._described_dataset = train_dataset  # with its labels, which training has no use for
         if data_collator is None:
             if base_model.config.reconstruction_target == "codes" and vq_model is None:
                 raise ValueError(
@@ -120,11 +122,12 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             for dataset in (train_dataset, eval_dataset):
                 check_column(dataset, args.image_column)
             data_collator = args.collator(args.views(base_model.config))
+            train_dataset = images_alone(train_dataset, args.image_column)
         super().__init__(
             model,
             args,
             data_collator=data_collator,
-            train_dataset=undecoded(train_dataset, args.image_column),
+            train_dataset=train_dataset,
             eval_dataset=undivided(undecoded(eval_dataset, args.image_column), args.world_size),
             callbacks=callbacks,
             **kwargs,
@@ -281,7 +284,8 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
 
     def _labelled_images(self) -> Dataset | None:
         columns = (self.args.image_column, self.args.label_column)
-        return self.train_dataset if all(has_column(self.train_dataset, column) for column in columns) else None
+        dataset = self._described_dataset
+        return dataset if all(has_column(dataset, column) for column in columns) else None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As in `Trainer`, with `layer_decay`; an optimizer that was given is left alone."""
@@ -387,13 +391,13 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
 
     def _describe_train_dataset(self) -> str | None:
         """How many images of how many classes: a folder of one's own has no name that says anything to others."""
-        if self.train_dataset is None:
+        if self._described_dataset is None:
             return None
-        if not has_length(self.train_dataset):
+        if not has_length(self._described_dataset):
             return "a stream of images"
-        labels = (getattr(self.train_dataset, "features", None) or {}).get(self.args.label_column)
+        labels = (getattr(self._described_dataset, "features", None) or {}).get(self.args.label_column)
         classes = f" of {labels.num_classes} classes" if isinstance(labels, ClassLabel) else ""
-        return f"{len(self.train_dataset):,} images{classes}"  # type: ignore[arg-type]
+        return f"{len(self._described_dataset):,} images{classes}"  # type: ignore[arg-type]
 
 
 def _without_adapters(model: Any) -> Any:
