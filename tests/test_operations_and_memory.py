@@ -14,17 +14,17 @@ from stellar_hf import StellarConfig, StellarModel
 
 # The encoder decides.
 ENCODER = Setting(
-    batch_size=2,
+    batch_size=8,
     global_views=4,
     local_views=4,
     local_size=32,
     config={
         "image_size": 64,
         "patch_size": 8,
-        "hidden_size": 64,
-        "intermediate_size": 256,
+        "hidden_size": 256,
+        "intermediate_size": 1024,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2,
+        "num_attention_heads": 4,
         "num_sparse_tokens": 4,
         "num_prototypes": 64,
         "prototype_dim": 32,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-EARLIER = {"test_knn_accuracy": 0.99, "train_loss": 1.0}
+EARLIER = {"test_linear_accuracy": 0.99, "train_loss": 1.0}
 
 
 @pytest.fixture
@@ -40,18 +40,18 @@ def test_figures_of_an_earlier_model_are_not_those_of_a_training(folder, make_tr
     trainer = make_trainer(max_steps=1)
     trainer.train()
     assert shown(trainer) == {}
-    trainer.save_metrics("test", {"test_psnr": 20.0, "test_runtime": 1.0})
+    trainer.save_metrics("test", {"test_knn_accuracy": 0.5, "test_runtime": 1.0})
     trainer.save_metrics("train", {"train_loss": 2.0})
-    assert results(folder) == {"test_psnr": 20.0, "test_runtime": 1.0, "train_loss": 2.0}
-    assert shown(trainer) == {"test_psnr": 20.0}
+    assert results(folder) == {"test_knn_accuracy": 0.5, "test_runtime": 1.0, "train_loss": 2.0}
+    assert shown(trainer) == {"test_knn_accuracy": 0.5}
 
 
 def test_figures_of_an_earlier_model_are_not_those_of_a_measured_one(folder, make_trainer):
     trainer = make_trainer()
     assert shown(trainer) == {}
-    trainer.save_metrics("test", {"test_psnr": 20.0})
-    assert results(folder) == {"test_psnr": 20.0}
-    assert shown(trainer) == {"test_psnr": 20.0}
+    trainer.save_metrics("test", {"test_knn_accuracy": 0.5})
+    assert results(folder) == {"test_knn_accuracy": 0.5}
+    assert shown(trainer) == {"test_knn_accuracy": 0.5}
 
 
 def test_figures_of_a_finished_training_are_kept_when_it_is_loaded(folder, make_trainer):
@@ -59,13 +59,13 @@ def test_figures_of_a_finished_training_are_kept_when_it_is_loaded(folder, make_
     trainer = make_trainer(**arguments)
     trainer.train()
     trainer.save_metrics("train", {"train_loss": 2.0})
-    trainer.save_metrics("test", {"test_psnr": 20.0})
+    trainer.save_metrics("test", {"test_knn_accuracy": 0.5})
 
     again = make_trainer(**arguments)
     again.load_finished(again.last_checkpoint())
-    assert shown(again) == {"test_psnr": 20.0}
-    again.save_metrics("test", {"test_psnr": 21.0})
-    assert results(folder) == {"train_loss": 2.0, "test_psnr": 21.0}
+    assert shown(again) == {"test_knn_accuracy": 0.5}
+    again.save_metrics("test", {"test_knn_accuracy": 0.6})
+    assert results(folder) == {"train_loss": 2.0, "test_knn_accuracy": 0.6}
 
 
 def test_a_training_that_ended_before_its_figures_takes_no_earlier_ones(folder, make_trainer):
@@ -79,11 +79,11 @@ def test_a_training_that_ended_before_its_figures_takes_no_earlier_ones(folder, 
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"test_psnr": '])
 def test_an_unreadable_file_of_results_ends_no_run(folder, make_trainer, content):
     trainer = make_trainer()
-    trainer.save_metrics("test", {"test_psnr": 20.0})
+    trainer.save_metrics("test", {"test_knn_accuracy": 0.5})
     (folder / "all_results.json").write_text(content)
     assert shown(trainer) == {}
-    trainer.save_metrics("test", {"test_psnr": 21.0})
-    assert results(folder) == {"test_psnr": 21.0}
+    trainer.save_metrics("test", {"test_knn_accuracy": 0.6})
+    assert results(folder) == {"test_knn_accuracy": 0.6}
 
 
 def test_figures_are_those_of_the_best_model_where_that_is_loaded(make_trainer):
