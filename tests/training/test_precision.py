@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.trainer_utils import set_seed
+from transformers.utils import is_torch_tf32_available
 
-from stellar_hf import StellarForPreTraining
+from stellar_hf import StellarForPreTraining, StellarTrainingArguments
 from stellar_hf.loss_stellar import (
     expected_prototypes,
     koleo_loss,
@@ -162,6 +163,18 @@ def test_training_learns_in_bf16_as_in_float32(make_trainer):
     assert np.mean(full[-3:]) < 0.5 * full[0] and np.mean(half[-3:]) < 0.5 * half[0]
     assert half[0] == pytest.approx(full[0], rel=0.05)
     assert np.mean(half[-3:]) == pytest.approx(np.mean(full[-3:]), rel=0.3)
+
+
+@pytest.mark.skipif(not is_torch_tf32_available(), reason="needs a GPU that has TF32")
+@pytest.mark.parametrize(
+    ("given", "tf32"), [({}, None), ({"bf16": True}, True), ({"bf16": True, "tf32": False}, False)]
+)
+def test_bf16_brings_tf32_unless_it_is_refused(given, tf32, tmp_path):
+    before = torch.backends.fp32_precision
+    try:
+        assert StellarTrainingArguments(output_dir=str(tmp_path), **given).tf32 is tf32
+    finally:
+        torch.backends.fp32_precision = before  # which the arguments set for the whole process
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the Trainer scales gradients of fp16 on CUDA alone")

@@ -188,6 +188,8 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Ste
         recipe.pop("max_steps", None)  # which goes before the epochs
     if named is None and "model_name_or_path" in given:
         recipe.pop("model_config", None)
+    if named is None and not has_bf16():
+        recipe.pop("bf16", None)  # what nobody named has to run well on any machine
     config = read_config_fields(recipe.pop("model_config", None))
     parser.set_defaults(**recipe)
     model_args, data_args, training_args = parser.parse(argv)
@@ -215,6 +217,11 @@ def default_recipe(given: Mapping[str, Any]) -> str | None:
         return None
     has_gpu = torch.accelerator.is_available() and not given.get("use_cpu")
     return "own_images_gpu" if has_gpu else "own_images"
+
+
+def has_bf16() -> bool:
+    """Whether the GPU computes in bf16 itself; older ones only emulate it, slowly."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def value_types(parser: CommandParser) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import TrainingArguments
+from transformers.utils import is_torch_tf32_available
 
 from ..configuration_stellar import StellarConfig
 from ..data import StellarCollator, StellarViews
@@ -30,7 +31,8 @@ class StellarTrainingArguments(TrainingArguments):
     Some values are derived where they are not given. `learning_rate` is `1.5e-4 * sqrt(batch / 2048)`: the paper's
     1.5e-4 at its batch of 2048 images, and the square-root law of Adam (arXiv 2205.10287) for other batches. The batch
     is that of a step, over all processes and accumulated forwards. `local_size` is 96/224 of the model's image size,
-    in whole patches. `data_seed`, the seed of the order of the images on all processes, is `seed`.
+    in whole patches. `data_seed`, the seed of the order of the images on all processes, is `seed`. With `bf16`, `tf32`
+    is on where the GPU has it.
 
     Schedules, all off by default; they follow the step's number alone, so a resumed run goes on with the same values:
 
@@ -173,6 +175,8 @@ class StellarTrainingArguments(TrainingArguments):
         if self.accelerator_config is None:
             # Every process reads its own shards of a stream. By default one process reads them for all.
             self.accelerator_config = {"dispatch_batches": False}
+        if self.tf32 is None and self.bf16 and not self.use_cpu and is_torch_tf32_available():
+            self.tf32 = True  # more digits than those of the features that float32 products take from bf16 layers
         super().__post_init__()
         if self.learning_rate is None:
             batch_size = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
