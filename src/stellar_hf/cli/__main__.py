@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "pretrain": "pre-train STELLAR, on embedded photographs or on images of your own",
+    "adapt": "train a released model, or your own, further on your images, and guard what it knew",
     "extract": "write tokens, localization and labels of any images to Parquet shards",
     "convert": "turn the authors' checkpoints into folders for from_pretrained",
     "reconstruct": "encode images into a few tokens, decode them again, and draw both",

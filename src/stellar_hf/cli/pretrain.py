@@ -19,7 +19,7 @@ told in a sentence; --log_level=debug shows where it came from.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, get_type_hints
@@ -39,6 +39,7 @@ from .. import (
     StellarTrainingArguments,
 )
 from ..data import EndlessStream, load_images, load_photo_mosaics
+from ..released_stellar import RELEASED_NAMES
 from ..training import default_processor
 from ..training.monitoring import warning_of_random_weights
 from .own_images import fit_to_images
@@ -61,7 +62,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Weights to start from, a folder or owner/name on the Hub: STELLAR, or a ViT, ViT-MAE or DINOv2 "
-            "(for the encoder alone)."
+            "(for the encoder alone); or a model that the authors released, such as stellar-b16, with its tokenizer."
         },
     )
     model_config: dict | str | None = field(
@@ -94,6 +95,16 @@ class ModelArguments:
 
     def __post_init__(self):
         self.model_config = read_config_fields(self.model_config)
+
+    @property
+    def is_released(self) -> bool:
+        """Whether the weights are named as the authors' are; a folder of that name goes before."""
+        name = self.model_name_or_path
+        return name in RELEASED_NAMES and not Path(str(name)).is_dir()
+
+    @property
+    def reconstruction_target(self) -> str:
+        return "codes" if self.vq_model_name_or_path is not None or self.is_released else "pixels"
 
 
 @dataclass
@@ -177,7 +188,28 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Ste
     Raises:
         ValueError: On an unknown name or an impossible value among the arguments or in the recipe.
     """
-    parser = make_parser()
+    (model_args, data_args, training_args), name, is_named = parse_with_recipe(make_parser(), argv, default_recipe)
+    model_args.fits_images = not is_named and name is not None and not data_args.is_embedded
+    return model_args, data_args, training_args
+
+
+def parse_with_recipe(
+    parser: CommandParser, argv: list[str], default_recipe: Callable[[Mapping[str, Any]], str | None]
+) -> tuple[tuple[Any, ...], str | None, bool]:
+    """
+    Reads the arguments of a command that takes a recipe before its flags.
+
+    Args:
+        parser: Of the flags, [`ModelArguments`] first.
+        argv: The recipe, if one is named, and the flags.
+        default_recipe: Chooses a recipe, or none, for the flags that are given where no recipe is named.
+
+    Returns:
+        The parser's dataclasses; the recipe, if there is one; and whether it was named.
+
+    Raises:
+        ValueError: On an unknown name or an impossible value among the arguments or in the recipe.
+    """
     named, argv = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else (None, argv)
     given = parser.given(argv)
     name = named or default_recipe(given)
@@ -192,10 +224,9 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, Ste
         recipe.pop("bf16", None)  # what nobody named has to run well on any machine
     config = read_config_fields(recipe.pop("model_config", None))
     parser.set_defaults(**recipe)
-    model_args, data_args, training_args = parser.parse(argv)
-    model_args.model_config = {**config, **model_args.model_config}
-    model_args.fits_images = named is None and name is not None and not data_args.is_embedded
-    return model_args, data_args, training_args
+    groups = parser.parse(argv)
+    groups[0].model_config = {**config, **groups[0].model_config}
+    return groups, name, named is not None
 
 
 def make_parser() -> CommandParser:
@@ -275,13 +306,15 @@ def build_model(args: ModelArguments) -> StellarForPreTraining:
         ValueError: If the weights do not fit the fields that are given, or the target of the reconstruction does not
             fit the tokenizer.
     """
-    target = "pixels" if args.vq_model_name_or_path is None else "codes"
+    target = args.reconstruction_target
     overrides = read_config_fields(args.model_config)
     fields = {"reconstruction_target": target, **overrides}
     if args.model_name_or_path is None:
         model = StellarForPreTraining(StellarConfig(**fields))
         if warning := warning_of_random_weights(model.config):
             logging.get_logger(__name__).warning(warning)
+    elif args.is_released:
+        model = StellarForPreTraining.from_released(args.model_name_or_path, **overrides)
     elif AutoConfig.from_pretrained(args.model_name_or_path).model_type != StellarConfig.model_type:
         model = StellarForPreTraining.from_vit_pretrained(args.model_name_or_path, **fields)
     else:
@@ -304,7 +337,7 @@ def build_model(args: ModelArguments) -> StellarForPreTraining:
 def load_vq_model(args: ModelArguments) -> "stellar_hf.MaskGitVQModel | None":
     """The tokenizer whose codes are reconstructed, if there is one."""
     if args.vq_model_name_or_path is None:
-        return None
+        return stellar_hf.MaskGitVQModel.from_released() if args.is_released else None
     return stellar_hf.MaskGitVQModel.from_pretrained(args.vq_model_name_or_path)
 
 
@@ -400,10 +433,32 @@ def train_and_measure(
     elif trainer.eval_dataset is not None and not data_args.is_embedded:
         if is_finished or not trainer.is_evaluated():  # a finished run may be given other images to measure on
             trainer.save_metrics("eval", trainer.evaluate())
+    write_results(trainer, images if table is None else table.data["scenes"], vq_model, data_args)
+
+
+def write_results(
+    trainer: StellarTrainer,
+    images: Images,
+    vq_model: "stellar_hf.MaskGitVQModel | None",
+    data_args: DataArguments,
+    **card: Any,
+) -> None:
+    """
+    Writes pipeline, figure and card beside the saved model, and pushes all of it if that is asked for. Call it on all
+    processes.
+
+    Args:
+        trainer: Whose model is saved.
+        images: Some of them are drawn.
+        vq_model: The tokenizer of codes, if there is one.
+        data_args: What the model was trained on.
+        **card: Further arguments of the card.
+    """
+    is_main_process = trainer.is_world_process_zero()
     if is_main_process:
         save_pipeline(trainer, vq_model)
-        show_reconstructions(trainer, images if table is None else table.data["scenes"])
-    card: dict[str, Any] = model_card_arguments(data_args)
+        show_reconstructions(trainer, images)
+    card |= model_card_arguments(data_args)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(**card)
     else:

@@ -1,0 +1,125 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""Adaptation by the command line: the guide, the guard of what the model knew, and what is refused."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining
+
+from stellar_hf import DEMO_MODEL
+from stellar_hf.cli.adapt import make_parser, parse_arguments
+from stellar_hf.cli.pretrain import value_types
+from stellar_hf.cli.recipes import read_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (REPOSITORY / "docs" / "adaptation.md").read_text(), re.DOTALL)
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+COMMAND = [sys.executable, "-m", "stellar_hf.cli", "adapt"]
+SMALL = [
+    "--train_dir=film/train", "--eval_dir=film/test", "--num_eval_scenes=100", "--per_device_train_batch_size=8",
+    "--num_global_views=1", "--num_local_views=0", "--use_cpu",
+]  # fmt: skip
+
+
+def run(folder, *command):
+    return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def guide(tmp_path_factory):
+    """The folder in which the guide was followed, and what its commands printed."""
+    folder = tmp_path_factory.mktemp("guide")
+    python = f'stellar-hf() {{ {sys.executable} -m stellar_hf.cli "$@"; }}\n'
+    printed = []
+    for language, code in BLOCKS:
+        command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", python + code]
+        process = run(folder, *command)
+        assert process.returncode == 0, f"{code}\n{process.stdout}\n{process.stderr}"
+        printed.append(process.stdout)
+    return folder, printed
+
+
+@pytest.mark.slow
+def test_the_guide_adapts_all_weights_or_adapters_alone(guide):
+    folder, printed = guide
+    before = load_file(Path(DEMO_MODEL, "model.safetensors"))
+    for name, text in zip(("adapted", "adapted-lora"), (printed[1], printed[2]), strict=True):
+        for row in ("old images, before", "old images, after", "new images, before", "new images, after"):
+            assert row in text
+        figures = json.loads((folder / name / "all_results.json").read_text())
+        assert figures["old_before_knn_accuracy"] > 0.7 and 0 < figures["old_after_foreground_ari"] < 1
+        assert figures["new_after_psnr"] != figures["new_before_psnr"]
+        weights = load_file(folder / name / "model.safetensors")
+        assert weights.keys() == before.keys()  # a plain model
+        changed = {key for key in weights if not torch.equal(weights[key], before[key])}
+        is_projection = {key for key in weights if re.search(r"\.[qkvo]_proj\.weight$", key)}
+        assert changed == is_projection if name == "adapted-lora" else len(changed) > len(is_projection)
+        AutoModelForPreTraining.from_pretrained(folder / name)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_measured_again(guide):
+    folder, _ = guide
+    weights = (folder / "adapted-lora" / "model.safetensors").read_bytes()
+    process = run(
+        folder, *COMMAND, *SMALL, "--output_dir=adapted-lora", "--lora_rank=8", "--max_steps=20", "--max_knn_drop=100"
+    )
+    assert process.returncode == 0, process.stderr
+    assert "The training is finished" in process.stdout
+    assert (folder / "adapted-lora" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_too_high_stops_with_a_sentence(guide):
+    """The last checkpoint that holds is taken; without one, nothing is saved."""
+    folder, _ = guide
+    flags = ["--eval_steps=2", "--save_steps=2", "--learning_rate=0.3"]
+    # Two steps of a warm-up over a million change nothing that counts; then the rate is what it is.
+    first = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=kept", "--max_steps=2", "--warmup_steps=1000000")
+    assert first.returncode == 0, first.stderr
+    held = load_file(folder / "kept" / "model.safetensors")
+    process = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=kept", "--max_steps=20", "--warmup_steps=3")
+    assert process.returncode == 0, process.stderr
+    assert "Stopped: kNN on the old images fell by more than 2 points" in process.stdout
+    assert "Taken instead: kept/checkpoint-" in process.stdout
+    kept = load_file(folder / "kept" / "model.safetensors")
+    assert all(torch.equal(weight, held[name]) for name, weight in kept.items())
+
+    process = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=nothing", "--max_steps=4")
+    assert process.returncode == 1
+    assert "error: kNN on the old images fell by more than 2 points" in process.stderr
+    assert "no checkpoint holds: nothing is saved" in process.stderr
+    assert not (folder / "nothing" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "no images to adapt the model to: give train_dir"),
+        (["--train_dir=photos"], "images that are not trained on: give eval_dir"),
+        (["--train_dir=a", "--eval_dir=b", "--lora_rank=0"], "lora_rank is 0"),
+        (["--train_dir=a", "--eval_dir=b", "--max_knn_drop=-1"], "max_knn_drop is -1.0"),
+        (["--train_dir=a", "--eval_dir=b", "--old_train_dir=c"], "without old_eval_dir"),
+        (["--train_dir=a", "--eval_dir=b", f"--output_dir={DEMO_MODEL}"], "take another one"),
+    ],
+)
+def test_what_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([*flags, "--use_cpu"])
+
+
+def test_the_recipe_of_a_released_model_holds_what_the_command_takes():
+    path = REPOSITORY / "examples" / "recipes" / "adapt.yaml"
+    recipe = read_recipe(path, value_types(make_parser()))
+    model_args, data_args, adaptation, training_args = parse_arguments([str(path), "--use_cpu"])
+    assert model_args.is_released and model_args.reconstruction_target == "codes"
+    assert adaptation.lora_rank == recipe["lora_rank"] and data_args.train_dir == recipe["train_dir"]
+    assert training_args.save_steps == training_args.eval_steps == 100
