@@ -70,7 +70,7 @@ def test_a_finished_run_is_measured_again(guide):
     folder, _ = guide
     weights = (folder / "adapted-lora" / "model.safetensors").read_bytes()
     process = run(
-        folder, *COMMAND, *SMALL, "--output_dir=adapted-lora", "--lora_rank=8", "--max_steps=20", "--max_knn_drop=100"
+        folder, *COMMAND, *SMALL, "--output_dir=adapted-lora", "--lora_rank=8", "--max_steps=4", "--max_knn_drop=100"
     )
     assert process.returncode == 0, process.stderr
     assert "The training is finished" in process.stdout
@@ -86,7 +86,7 @@ def test_a_rate_that_is_too_high_stops_with_a_sentence(guide):
     first = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=kept", "--max_steps=2", "--warmup_steps=1000000")
     assert first.returncode == 0, first.stderr
     held = load_file(folder / "kept" / "model.safetensors")
-    process = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=kept", "--max_steps=20", "--warmup_steps=3")
+    process = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=kept", "--max_steps=8", "--warmup_steps=3")
     assert process.returncode == 0, process.stderr
     assert "Stopped: kNN on the old images fell by more than 2 points" in process.stdout
     assert "Taken instead: kept/checkpoint-" in process.stdout
