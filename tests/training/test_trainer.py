@@ -317,6 +317,18 @@ def test_another_image_column(make_trainer):
     assert trainer.train().global_step == 3
 
 
+def test_a_transform_of_the_data_set_has_all_of_its_columns(make_trainer):
+    def transform(batch):
+        assert batch["name"] == ["an image"] * len(batch["image"])
+        return {"image": batch["image"]}
+
+    rows = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(row["image"]) for row in IMAGES], "name": ["an image"] * len(IMAGES)}
+    )
+    trainer = make_trainer(train_dataset=rows.with_transform(transform))
+    assert trainer.train().global_step == 3
+
+
 def test_evaluation_without_labels_gives_the_objective(make_trainer):
     metrics = make_trainer(eval_dataset=IMAGES[:4]).evaluate()
     assert math.isfinite(metrics["eval_loss"]) and metrics["eval_loss"] > 0

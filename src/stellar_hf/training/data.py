@@ -36,8 +36,13 @@ def has_column(dataset: Any, column: str) -> bool:
 
 
 def images_alone(dataset: Any, column: str) -> Any:
-    """A map-style data set of Datasets without its other columns, which would be read with each image for nothing."""
-    return dataset.select_columns([column]) if isinstance(dataset, datasets.Dataset) else dataset
+    """
+    A map-style data set of Datasets without its other columns, which would be read with each image for nothing; with
+    all of them where a transform may ask for them.
+    """
+    if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
+        return dataset
+    return dataset.select_columns([column])
 
 
 class _UndividedStream(IterableDataset):
