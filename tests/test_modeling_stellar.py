@@ -304,6 +304,22 @@ def test_every_trainable_parameter_gets_a_gradient_and_the_teacher_none(build, f
     assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
+def test_gradients_of_positions_are_the_same_every_time_with_several_threads(build):
+    model = build(StellarModel)
+    views = images(256, 3, 32, 32)
+    kept = images(256, (32 // model.config.patch_size) ** 2, seed=1).argsort(dim=1)[:, :6]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = []
+        for _ in range(4):
+            output = model.embeddings(views, model.embeddings.grid_size(views), kept)
+            gradients += torch.autograd.grad((output**2).sum(), [model.embeddings.position_embeddings])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing_gives_equal_gradients(build, use_reentrant):

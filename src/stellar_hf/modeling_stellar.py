@@ -343,7 +343,8 @@ class StellarEmbeddings(nn.Module):
     ) -> torch.Tensor:
         positions = self.patch_positions(grid_size)
         if kept_patches is not None:
-            positions = positions.squeeze(0)[kept_patches]
+            # Not by indexing, whose gradient threads add up in any order.
+            positions = F.embedding(kept_patches, positions.squeeze(0))
         patches = self.patch_embeddings(pixel_values, kept_patches) + positions
 
         batch_size = pixel_values.shape[0]
