@@ -39,13 +39,14 @@ def main() -> int:
     parser.add_argument("names", metavar="name", nargs="*", help="which benchmarks to run; all by default")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats: whether it runs at all")
+    parser.add_argument("--baseline", type=Path, help="src folder of another checkout; training runs it, too")
     parser.add_argument("--output_dir", type=Path, help="folder for NAME.csv; nothing is written by default")
     arguments = parser.parse_args()
     unknown = set(arguments.names) - set(benchmarks)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(benchmarks)}")
 
-    options = Options(arguments.device, arguments.quick)
+    options = Options(arguments.device, arguments.quick, arguments.baseline)
     machine = describe_machine(options)
     print(" · ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
     failed = []

@@ -24,10 +24,14 @@ RETURN_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
 
 @dataclass(frozen=True)
 class Options:
-    """Where to measure, and whether only to see that a benchmark runs."""
+    """
+    Where to measure, whether only to see that a benchmark runs, and the `src` folder of another checkout to compare
+    with, where a benchmark does that.
+    """
 
     device: str = "cpu"
     quick: bool = False
+    baseline: Path | None = None
 
     @property
     def on_cpu(self) -> bool:

@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Steps of the main job, from reading images to the log; with BASELINE, beside those of another checkout."""
+"""Steps of the main job, from reading images to the log; with --baseline, beside those of another checkout."""
 
 import os
 import subprocess
@@ -14,15 +14,13 @@ from transformers import TrainerCallback
 from .harness import Options, Row, progress, time_in_turns
 
 ROOT = Path(__file__).parents[1]
-# Names the variable of the environment that holds the `src` folder of the other checkout.
-BASELINE = "BASELINE"
 STEPS_OF_A_TURN = 10
 
 
 def run(options: Options) -> list[Row]:
     sources = {"ours": ROOT / "src"}
-    if BASELINE in os.environ:
-        sources["baseline"] = Path(os.environ[BASELINE]).resolve()
+    if options.baseline is not None:
+        sources["baseline"] = options.baseline.resolve()
     progress("a training in a process of its own for each variant, of which one takes steps at a time")
     trainings = {name: Training(source, options.device) for name, source in sources.items()}
     turns = 2 if options.quick else 12

@@ -219,7 +219,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
     def forward(ctx, projections, expected, prototypes, temperature, chunk_size, with_gradients):
         if with_gradients:
             grad_projections, grad_prototypes = torch.empty_like(projections), torch.zeros_like(prototypes)
-        total = -(projections * expected).sum()
+        total = -(projections * expected).sum() / temperature
         logits = projections.new_empty(min(chunk_size, len(projections)), len(prototypes))
         for start in range(0, len(projections), chunk_size):
             rows = projections[start : start + chunk_size] / temperature
@@ -227,14 +227,14 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
             chunk = torch.mm(rows, prototypes.T, out=logits[: len(rows)])
             maximum = chunk.amax(dim=-1, keepdim=True)
             sums = chunk.sub_(maximum).exp_().sum(dim=-1, keepdim=True)
-            total += temperature * (maximum + sums.log()).sum()
+            total += (maximum + sums.log()).sum()
             if with_gradients:
                 grad_projections[start : start + chunk_size] = (chunk @ prototypes).div_(sums)
                 grad_prototypes.addmm_(chunk.T, rows / sums)
         if with_gradients:
             grad_projections = grad_projections.sub_(expected).div_(temperature)
             ctx.save_for_backward(grad_projections, projections / -temperature, grad_prototypes)
-        return total / temperature
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -273,6 +273,10 @@ class AdaptationTable:
         for name, images in self.parts.items():
             self.rows[f"{name} images, {when}"] = self._measure(images)
 
+    def known_old_knn(self, when: str) -> float | None:
+        """The kNN accuracy on the old images as it was measured; None where it could not be."""
+        return self.rows.get(f"old images, {when}", {}).get("knn_accuracy")
+
     def old_knn(self) -> float | None:
         """The kNN accuracy on the old images now; None where it cannot be measured."""
         if "old" not in self.parts:
@@ -341,7 +345,7 @@ class KnnGuard(TrainerCallback):
     def __init__(self, table: AdaptationTable, max_drop: float):
         self.table = table
         self.max_drop = max_drop
-        self.before: float | None = table.rows.get("old images, before", {}).get("knn_accuracy")
+        self.before = table.known_old_knn("before")
 
     def holds(self, accuracy: float | None) -> bool:
         return self.before is None or accuracy is None or 100 * (self.before - accuracy) <= self.max_drop
@@ -356,17 +360,14 @@ class KnnGuard(TrainerCallback):
             control.should_training_stop = True
             control.should_save = False  # so that the newest checkpoint is one that holds
 
-    def keep_last_good(self, trainer: StellarTrainer) -> None:
+    def take_last_good(self, trainer: StellarTrainer, accuracy: float | None) -> None:
         """
-        Where the model has lost too much, takes the newest checkpoint that has not, and says so. Call it on all
-        processes.
+        Takes the newest checkpoint that has not lost too much, and says so, in place of a model with this kNN accuracy
+        on the old images. Call it on all processes.
 
         Raises:
             ValueError: If there is none.
         """
-        accuracy = self.table.old_knn()
-        if self.holds(accuracy):
-            return
         reason = (
             f"kNN on the old images fell by more than {self.max_drop:g} points, {self._change(accuracy)}, at step "
             f"{trainer.state.global_step}"
@@ -416,8 +417,11 @@ def adapt_and_measure(
     trainer.add_callback(guard)
 
     train_or_load(trainer, checkpoint, is_finished)
-    guard.keep_last_good(trainer)
     table.measure("after")
+    accuracy = table.known_old_knn("after")
+    if not guard.holds(accuracy):
+        guard.take_last_good(trainer, accuracy)
+        table.measure("after")
     if adaptation.lora_rank is not None:
         merge_adapters(trainer)
     trainer.save_model()

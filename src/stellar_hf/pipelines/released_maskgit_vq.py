@@ -137,20 +137,7 @@ def download_released(revision: str = RELEASED_REVISION, **hub_arguments: Any) -
 
 
 def load_checkpoint(model_class: Callable[..., Model], checkpoint: str | Path | Mapping[str, Tensor]) -> Model:
-    """
-    Builds the tokenizer from its released checkpoint.
-
-    Args:
-        model_class: [`MaskGitVQModel`].
-        checkpoint: The released file, a pickled state dict that is loaded as mere tensors, or the state dict.
-
-    Returns:
-        The model in evaluation mode, float32.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file cannot be read, is not a checkpoint of MaskGIT-VQGAN, or has keys too many or too few.
-    """
+    """`convert_vq_checkpoint` of `conversion/` for [`MaskGitVQModel`], which imports this file, as `model_class`."""
     if isinstance(checkpoint, (str, Path)):
         instead = f"pass {RELEASED_FILE} of {RELEASED_REPOSITORY}"
         state_dict, what = read_tensors(Path(checkpoint), instead), f"{checkpoint}"
