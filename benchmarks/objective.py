@@ -22,7 +22,7 @@ from .harness import (
     progress,
     time_in_turns,
 )
-from .pretraining_step import VARIANTS, PreTrainingStep, Setting, compare_gradients, measure_memory
+from .pretraining_step import COMPILED, PreTrainingStep, Setting, compare_gradients, measure_memory, variants_on
 
 CUDA_BATCH_SIZE = 64
 SMALL = Setting(
@@ -52,7 +52,7 @@ def run(options: Options) -> list[Row]:
     progress("memory, in a fresh process for each variant")
     memory = {
         variant: in_fresh_process(measure_memory, setting, variant, options.device, environment=RETURN_FREED_MEMORY)
-        for variant in VARIANTS
+        for variant in variants_on(options.device)
     }
     step = PreTrainingStep(setting, options.device)
     config = step.model.config
@@ -66,7 +66,7 @@ def run(options: Options) -> list[Row]:
     rates = product_rates(timings, products)
 
     rows = []
-    for variant in VARIANTS:
+    for variant in step.models:
         timing, (allocated, resident) = timings[variant], memory[variant]
         possible = [seconds * rate for seconds, rate in zip(timing.seconds, rates, strict=True)]
         rows.append(
@@ -78,7 +78,7 @@ def run(options: Options) -> list[Row]:
                 "train_batch_size": setting.batch_size,
                 "train_img_size": config.image_size,
                 "param_count": sum(weight.numel() for weight in step.model.parameters()) / 1e6,
-                "train_tflop": operations[variant] / 1e12,
+                "train_tflop": operations.get(variant, operations["ours"]) / 1e12,
                 "train_tflop_at_product_rate": statistics.median(possible) / 1e12,
                 "product_gflop_per_sec": statistics.median(rates) / 1e9,
                 "train_peak_memory": allocated / 2**20,
@@ -92,8 +92,8 @@ def run(options: Options) -> list[Row]:
 
 
 def shortfalls(rows: list[Row]) -> list[str]:
-    ours = next(row for row in rows if row["model"] == "ours")
-    on_cpu = ours["train_peak_resident"] is not None
+    on_cpu = rows[0]["train_peak_resident"] is not None
+    ours = next(row for row in rows if row["model"] == ("ours" if on_cpu else COMPILED))
     required = REQUIRED_SPEED["cpu" if on_cpu else "cuda"]
     limits = [("train_gradient_difference", GRADIENT_TOLERANCE)]
     if on_cpu:

@@ -9,13 +9,20 @@ from typing import Any
 import torch
 
 from stellar_hf import StellarConfig, StellarForPreTraining
+from stellar_hf.modeling_stellar import StellarLayer
 
 from .counters import AllocatedBytes, count_operations
 from .harness import reset_peak_resident, resident_bytes
 from .plain_objective import plain_loss
 
-# The variants: "ours" is the library's forward.
+# The variants: "ours" is the library's forward; on accelerators also with compiled layers, as Accelerate's regional
+# compilation makes them.
 VARIANTS = ("ours", "plain")
+COMPILED = "ours, layers compiled"
+
+
+def variants_on(device: str) -> tuple[str, ...]:
+    return VARIANTS if torch.device(device).type == "cpu" else (*VARIANTS, COMPILED)
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,8 @@ class PreTrainingStep:
     """
     A model in training with its optimizer and one batch, whose steps either variant can take.
 
-    On accelerators the forward runs in bf16 autocast, on a CPU in float32.
+    On accelerators the forward runs in bf16 autocast, and float32 products in TF32, as with the Trainer's `bf16`; on a
+    CPU all is float32.
     """
 
     def __init__(self, setting: Setting, device: str = "cpu"):
@@ -44,7 +52,11 @@ class PreTrainingStep:
         config = setting.model_config()
         self.device = torch.device(device)
         self.autocast = self.device.type != "cpu"
-        self.model = StellarForPreTraining(config).train().to(self.device)
+        with self.device:
+            self.model = StellarForPreTraining(config).train()
+        self.models = {variant: self.model for variant in variants_on(device)}
+        if COMPILED in self.models:
+            self.models[COMPILED] = with_compiled_layers(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
         batch, size, local = setting.batch_size, config.image_size, setting.local_size
         inputs = {
@@ -58,11 +70,12 @@ class PreTrainingStep:
     def backward(self, variant: str) -> float:
         """Gradients of the loss, which is returned."""
         self.optimizer.zero_grad()
+        torch.set_float32_matmul_precision("high" if self.autocast else "highest")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             if variant == "plain":
                 loss = plain_loss(self.model, **self.inputs)
             else:
-                loss = self.model(**self.inputs).loss
+                loss = self.models[variant](**self.inputs).loss
         loss.backward()
         return loss.item()
 
@@ -73,7 +86,18 @@ class PreTrainingStep:
         self.optimizer.step()
 
     def named(self) -> dict[str, Callable[[], None]]:
-        return {variant: lambda variant=variant: self.take(variant) for variant in VARIANTS}
+        return {variant: lambda variant=variant: self.take(variant) for variant in self.models}
+
+
+def with_compiled_layers(model: StellarForPreTraining) -> StellarForPreTraining:
+    """The model, with the same weights, whose layers are compiled."""
+    with torch.device("meta"):
+        twin = StellarForPreTraining(model.config).train()
+    twin.load_state_dict(model.state_dict(keep_vars=True), assign=True)
+    for module in twin.modules():
+        if isinstance(module, StellarLayer):
+            module.compile(dynamic=False)
+    return twin
 
 
 def compare_gradients(step: PreTrainingStep) -> tuple[float, dict[str, int]]:
