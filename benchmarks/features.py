@@ -22,11 +22,12 @@ from .harness import Options, Row, progress, time_in_turns
 
 IMAGE_SIZE = 224
 SIZES = {
+    "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "patch_size": 16},  # for --quick
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16},
     "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "patch_size": 14},
 }
-CPU_BATCH_SIZES = {"base": 8, "large": 4, "huge": 2}
+CPU_BATCH_SIZES = {"tiny": 2, "base": 8, "large": 4, "huge": 2}
 CUDA_BATCH_SIZE = 128
 REQUIRED_SHARE_OF_LIMIT = 0.97
 REQUIRED_GAIN_OF_COMPILATION = 1.1  # on a CPU
@@ -37,7 +38,7 @@ PLAIN = "sdpa"  # the setting, that speeds are compared with
 
 def run(options: Options) -> list[Row]:
     rows = []
-    for size in ("base",) if options.quick else SIZES:
+    for size in ("tiny",) if options.quick else ("base", "large", "huge"):
         models = build_models(size, options.device)
         settings = settings_of(size, options)
         largest = CPU_BATCH_SIZES[size] if options.on_cpu else CUDA_BATCH_SIZE

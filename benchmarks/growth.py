@@ -36,8 +36,10 @@ BASE = Setting(
         "image_size": 224,
     },
 )
+SMALL = replace(BASE, batch_size=1, config={**BASE.config, "image_size": 112})
+CUDA_BATCH_SCALE = 16  # so that the card is busy
 VALUES = {
-    "batch_size": (2, 4, 8, 16),
+    "batch_size": (2, 4, 8, 16),  # on a CPU
     "views": (1, 2, 4, 8),  # global ones, and as many local ones
     "num_sparse_tokens": (8, 16, 32, 64),
     "num_prototypes": (4096, 8192, 16384, 32768),
@@ -48,9 +50,14 @@ MEASURED = ("train_step_time", "train_tflop", "train_peak_memory")
 
 def run(options: Options) -> list[Row]:
     rows = []
+    scale = 1 if options.on_cpu else CUDA_BATCH_SCALE
+    base = SMALL if options.quick else replace(BASE, batch_size=scale * BASE.batch_size)
     for axis, values in VALUES.items():
+        if axis == "batch_size":
+            values = tuple(scale * value for value in values)
+        values = values[:2] if options.quick else values
         progress(f"{axis}: {', '.join(map(str, values))}")
-        measured = [measure(axis, value, options) for value in (values[:2] if options.quick else values)]
+        measured = [measure(axis, value, setting_of(base, axis, value), options) for value in values]
         for index in range(len(VARIANTS)):
             own = [variants[index] for variants in measured]
             exponents = {f"{name}_exponent": exponent((row["value"], row[name]) for row in own) for name in MEASURED}
@@ -58,17 +65,16 @@ def run(options: Options) -> list[Row]:
     return rows
 
 
-def setting_of(axis: str, value: int) -> Setting:
+def setting_of(base: Setting, axis: str, value: int) -> Setting:
     if axis == "batch_size":
-        return replace(BASE, batch_size=value)
+        return replace(base, batch_size=value)
     if axis == "views":
-        return replace(BASE, global_views=value, local_views=value)
-    return replace(BASE, config={**BASE.config, axis: value})
+        return replace(base, global_views=value, local_views=value)
+    return replace(base, config={**base.config, axis: value})
 
 
-def measure(axis: str, value: int, options: Options) -> list[Row]:
+def measure(axis: str, value: int, setting: Setting, options: Options) -> list[Row]:
     """A row of each variant."""
-    setting = setting_of(axis, value)
     step = PreTrainingStep(setting, options.device)
     timings = time_in_turns(step.named(), options.device, turns=1 if options.quick else 5)
     rows = []
@@ -81,6 +87,7 @@ def measure(axis: str, value: int, options: Options) -> list[Row]:
                 "model": variant,
                 "axis": axis,
                 "value": value,
+                "train_batch_size": setting.batch_size,
                 "train_samples_per_sec": setting.batch_size / timings[variant].median,
                 "train_step_time": 1000 * timings[variant].median,
                 "train_step_time_spread": timings[variant].spread,
