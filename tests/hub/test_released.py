@@ -192,9 +192,9 @@ def test_what_was_loaded_is_saved_and_loads_again(cache, fields, tmp_path):
     assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
 
 
-def test_the_lines_of_the_readme_run(downloaded, run_python):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    lines = readme.split("## Released models")[1].split("```python\n")[1].split("```")[0]
+def test_the_lines_of_the_page_run(downloaded, run_python):
+    page = (Path(__file__).parents[2] / "docs" / "released.md").read_text()
+    lines = page.split("```python\n")[1].split("```")[0]
     before = 'from PIL import Image; Image.new("RGB", (60, 40)).save("cat.jpg")\n'
     after = "print(output.localization.shape[2], pipe(image=Image.open('cat.jpg')).images[0].size)"
     assert run_python(before + lines + after) == "8 (60, 40)\n"

@@ -72,7 +72,7 @@ def photograph(name: str) -> Image.Image:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(
             f"The embedded scenes are made of photographs of scikit-image and scikit-learn, but {package!r} is not "
-            'installed: pip install "stellar_hf[train]"'
+            "installed: pip install scikit-image scikit-learn"
         )
     with Image.open(Path(spec.submodule_search_locations[0], file)) as image:
         return image.convert("RGB")

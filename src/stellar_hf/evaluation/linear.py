@@ -76,9 +76,7 @@ def linear_probe_accuracy(
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
     except ImportError as error:
-        raise ImportError(
-            'The linear probe needs scikit-learn; install it with: pip install "stellar_hf[train]"'
-        ) from error
+        raise ImportError("The linear probe needs scikit-learn; install it with: pip install scikit-learn") from error
 
     regression = LogisticRegression(
         C=_PROBE_LOGIT_VARIANCE / train_features.shape[1], max_iter=_PROBE_MAX_ITER, tol=1e-3

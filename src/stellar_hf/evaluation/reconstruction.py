@@ -72,7 +72,7 @@ def ssim(reconstruction: Tensor, target: Tensor) -> Tensor:
     try:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ImportError as error:
-        raise ImportError(_missing("SSIM", "torchmetrics", "stellar_hf[eval]")) from error
+        raise ImportError(_missing("SSIM", "torchmetrics", "torchmetrics")) from error
 
     # In float64, since variances are differences of squares.
     images = reconstruction.double().clamp(0, 1), target.double()
@@ -240,7 +240,7 @@ def frechet_distance(features: Tensor, target_features: Tensor) -> float:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
-        raise ImportError(_missing("rFID", "torchmetrics", "stellar_hf[eval]")) from error
+        raise ImportError(_missing("rFID", "torchmetrics", "torchmetrics")) from error
 
     identity = nn.Identity()  # the images that torchmetrics gets are features already
     identity.num_features = torch.tensor(features.shape[1])
@@ -506,7 +506,7 @@ def _lpips_alex() -> nn.Module:
         return LearnedPerceptualImagePatchSimilarity(net_type="alex").net
     except ImportError as error:
         raise ImportError(
-            _missing("LPIPS-Alex", "torchmetrics and torchvision", "stellar_hf[eval,vision]", "lpips")
+            _missing("LPIPS-Alex", "torchmetrics and torchvision", "torchmetrics torchvision", "lpips")
         ) from error
 
 
@@ -517,13 +517,13 @@ def _inception() -> nn.Module:
         return FrechetInceptionDistance(feature=2048).inception
     except ImportError as error:
         raise ImportError(
-            _missing("rFID-2048", "torchmetrics and torch-fidelity", "torchmetrics[image]", "rfid")
+            _missing("rFID-2048", "torchmetrics and torch-fidelity", "torchmetrics torch-fidelity", "rfid")
         ) from error
 
 
 def _missing(metric: str, packages: str, install: str, argument: str | None = None) -> str:
     hint = f" Or pass {argument}=None, or a network of your own." if argument else ""
-    return f'{metric} needs {packages}; install with: pip install "{install}".{hint}'
+    return f"{metric} needs {packages}; install with: pip install {install}.{hint}"
 
 
 def _check_images(reconstruction: Tensor, target: Tensor) -> None:
