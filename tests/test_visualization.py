@@ -76,6 +76,12 @@ def test_figure_saves_to_png_without_pyplot(monkeypatch):
     assert file.getvalue().startswith(b"\x89PNG")
 
 
+def test_a_notebook_shows_a_figure_without_pyplot():
+    formatter = pytest.importorskip("IPython.core.formatters").DisplayFormatter()
+    shown, _ = formatter.format(plot_reconstructions(*example(), num_images=1))
+    assert shown["image/png"].startswith(b"\x89PNG")
+
+
 def test_figure_takes_pil_images_and_grids_that_are_not_square():
     images, reconstructions, localization = example(patches=8, size=(16, 32))
     pil = [Image.fromarray(np.uint8(image.permute(1, 2, 0) * 255)) for image in images]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -314,7 +315,16 @@ def _figure_class() -> type[Figure]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('Figures need matplotlib; install it with: pip install "stellar_hf[viz]"') from error
-    return Figure
+
+    class ShownFigure(Figure):
+        """A figure that notebooks show, also where pyplot, which would tell them how, was not imported."""
+
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return ShownFigure
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

@@ -13,10 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from transformers import TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
-from ..training.callbacks import LossTableCallback
+from ..training.callbacks import show_loss_table
 from ..training.checkpoint_files import Checkpoint
 from ..training.checkpoints import CheckpointTrainer
 from ..training.monitoring import NonFiniteLossGuard
@@ -139,8 +138,7 @@ class StellarTokenPriorTrainer(ResultsTrainer, CheckpointTrainer):
         self.add_callback(AverageCallback())
         self._loss_guard = NonFiniteLossGuard()
         self.add_callback(self._loss_guard)
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(LossTableCallback(_COLUMNS))
+        show_loss_table(self, _COLUMNS)
 
     @property
     def average(self) -> StellarTokenPrior:

@@ -5,7 +5,6 @@
 from .arguments import StellarTrainingArguments as StellarTrainingArguments
 from .callbacks import GracefulInterruptCallback as GracefulInterruptCallback
 from .callbacks import PushCodeCallback as PushCodeCallback
-from .callbacks import StellarProgressCallback as StellarProgressCallback
 from .callbacks import TeacherCallback as TeacherCallback
 from .checkpoints import CheckpointTrainer as CheckpointTrainer
 from .checkpoints import CheckpointWriteError as CheckpointWriteError

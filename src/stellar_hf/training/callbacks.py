@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import is_in_notebook
 
 from .schedules import teacher_momentum
 
@@ -157,6 +158,10 @@ class PushCodeCallback(TrainerCallback):
             shutil.copy(file, args.output_dir)
 
 
+# Ends of the names of what an evaluation logs, and a table has no room for.
+NOT_SHOWN = ("epoch", "runtime", "per_second")
+
+
 class LossTableCallback(ProgressCallback):
     """
     The Trainer's progress bar, with each log of the training as a row of a table.
@@ -186,8 +191,7 @@ class LossTableCallback(ProgressCallback):
             speed = f"{logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.0f} images a second"
             self.training_bar.write(f"\n{state.global_step} of {state.max_steps} steps done ({speed})")
         else:
-            left_out = ("epoch", "runtime", "per_second")
-            values = [f"{name} {value:.4g}" for name, value in logs.items() if not name.endswith(left_out)]
+            values = [f"{name} {value:.4g}" for name, value in logs.items() if not name.endswith(NOT_SHOWN)]
             self.training_bar.write(f"{state.global_step:>6}  {'  '.join(values)}")
 
     @staticmethod
@@ -195,14 +199,25 @@ class LossTableCallback(ProgressCallback):
         return f"{step:>6}" + "".join(f"{cell:>9}" for cell in cells)
 
 
-class StellarProgressCallback(LossTableCallback):
-    """Progress bar and table of the joint objective, in 100 columns of text."""
+def show_loss_table(trainer: Trainer, columns: Sequence[tuple[str, str, str]]) -> None:
+    """
+    Puts a table in the place of the Trainer's progress bar, if it shows one: of text, or of HTML in a notebook.
 
-    def __init__(self, **kwargs):
-        super().__init__(_OBJECTIVE_COLUMNS, **kwargs)
+    Args:
+        trainer: Whose logs are shown.
+        columns: As in [`LossTableCallback`]; a notebook has room for the whole names in the log.
+    """
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(LossTableCallback(columns))
+    elif is_in_notebook():
+        from .notebook import NotebookLossTableCallback, NotebookProgressCallback  # which need IPython
+
+        if trainer.pop_callback(NotebookProgressCallback) is not None:
+            trainer.add_callback(NotebookLossTableCallback(columns))
 
 
-_OBJECTIVE_COLUMNS = (
+# Of the joint objective: a table of 100 columns of text.
+OBJECTIVE_COLUMNS = (
     ("loss", "loss", "{:.3f}"),
     ("reconstruction_loss", "reconstr", "{:.3f}"),
     ("koleo_loss", "koleo", "{:.3f}"),

@@ -15,7 +15,6 @@ from datasets import ClassLabel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import TrainerCallback
-from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from ..data import StellarViews, UnreadableImages, undecoded
@@ -23,11 +22,7 @@ from ..features import evaluation_mode
 from ..hub_stellar import write_model_card
 from ..modeling_stellar import LOSS_TERMS, StellarForPreTraining
 from .arguments import StellarTrainingArguments
-from .callbacks import (
-    PushCodeCallback,
-    StellarProgressCallback,
-    TeacherCallback,
-)
+from .callbacks import OBJECTIVE_COLUMNS, PushCodeCallback, TeacherCallback, show_loss_table
 from .checkpoint_files import Checkpoint
 from .checkpoints import CheckpointTrainer
 from .data import check_column, check_not_empty, has_column, images_alone, undivided, without_unreadable
@@ -166,8 +161,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
                     measured = {f"eval_{name}": part for name, part in self.eval_dataset.items()}
                 measured = {name: part for name, part in measured.items() if has_column(part, args.image_column)}
                 self.add_callback(KnnAtStartCallback(self._evaluation, measured, labelled))
-        if self.pop_callback(ProgressCallback) is not None:
-            self.add_callback(StellarProgressCallback())
+        show_loss_table(self, OBJECTIVE_COLUMNS)
 
     @property
     def _base_model(self) -> StellarForPreTraining:
