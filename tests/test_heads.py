@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoBackbone, pipeline
+from transformers.testing_utils import CaptureLogger
+from transformers.utils import logging
 
 from stellar_hf import (
     DEMO_MODEL,
@@ -279,7 +281,9 @@ def test_classification_pipeline(build, image):
 def test_segmentation_pipeline(build, image):
     """Each pixel of the original image belongs to the mask of one class: that of its logits."""
     model = build(StellarForSemanticSegmentation, id2label={i: f"class {i}" for i in range(5)})
-    segment = pipeline("image-segmentation", model=model, image_processor=processor(crop=False))
+    with CaptureLogger(logging.get_logger("transformers.pipelines.base")) as log:
+        segment = pipeline("image-segmentation", model=model, image_processor=processor(crop=False))
+    assert not log.out
     logits = model(**processor(crop=False)(image, return_tensors="pt")).logits
     classes = F.interpolate(logits, size=(40, 48), mode="bilinear", align_corners=False).argmax(1)[0].numpy()
     masks = {entry["label"]: np.asarray(entry["mask"]) > 0 for entry in segment(image)}

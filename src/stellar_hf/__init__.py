@@ -52,6 +52,9 @@ def _register_models(modeling_stellar) -> None:
         (modeling_auto.AutoBackbone, modeling_stellar.StellarBackbone),
     ):
         auto_class.register(StellarConfig, model_class, exist_ok=True)
+    # The segmentation pipeline looks at these names alone, and says of others that they are not supported.
+    segmentation = modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+    segmentation[StellarConfig.model_type] = modeling_stellar.StellarForSemanticSegmentation.__name__
 
 
 @when_imported("transformers.modeling_layers")
