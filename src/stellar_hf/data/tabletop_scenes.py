@@ -145,12 +145,18 @@ def _write_scenes(file: Path, features: datasets.Features, arguments: dict[str, 
     import datasets
 
     incomplete = file.with_suffix(".incomplete")
-    description = f"Rendering {arguments['split']} scenes"
+    bar = tqdm(
+        total=arguments["num_scenes"],
+        desc=f"Rendering {arguments['split']} scenes",
+        unit=" scenes",
+        leave=False,
+        disable=datasets.are_progress_bars_disabled(),
+    )
     try:
         with (
             pyarrow.OSFile(str(incomplete), "wb") as sink,
             pyarrow.ipc.new_stream(sink, features.arrow_schema) as writer,
-            tqdm(total=arguments["num_scenes"], desc=description, unit=" scenes") as progress,
+            bar as progress,
         ):
             for columns in _Batches(arguments).in_processes():
                 writer.write_table(datasets.Dataset.from_dict(columns, features=features).with_format("arrow")[:])
