@@ -1,0 +1,71 @@
+# Copyright 2026 The stellar_hf authors.
+# Licensed under the Apache License, Version 2.0.
+"""
+Runs the notebooks of this folder from top to bottom, and saves them with their outputs.
+
+    python examples/notebooks/execute.py                        # all of them, in minutes on two CPU cores
+    python examples/notebooks/execute.py examples/notebooks/1_what_is_a_token.ipynb
+
+Needs nbclient and ipykernel.
+"""
+
+import base64
+import io
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
+MAX_WIDTH = 800  # pixels of a figure
+
+# Bars of downloads and of reading files say nothing when they are done.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+# Diffusers imports it where it is installed, and it tells some CPUs of kernels that they could have.
+QUIET_LIBRARIES = "import logging; logging.getLogger('bitsandbytes').setLevel('ERROR')"
+
+
+def execute(path: Path) -> nbformat.NotebookNode:
+    """The notebook with new outputs; files that its cells write go to a folder that is removed."""
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            record_timing=False,
+            extra_arguments=[f"--IPKernelApp.exec_lines={QUIET_LIBRARIES}"],
+            resources={"metadata": {"path": folder}},
+        )
+        client.execute(env={**os.environ, **QUIET})
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            shrink_figure(output.get("data", {}))
+    return notebook
+
+
+def shrink_figure(data: dict[str, str]) -> None:
+    """Makes a JPEG, no wider than `MAX_WIDTH`, of the PNG file of an output."""
+    if "image/png" not in data:
+        return
+    image = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png")))).convert("RGB")
+    if image.width > MAX_WIDTH:
+        image = image.resize((MAX_WIDTH, round(image.height * MAX_WIDTH / image.width)), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=80, optimize=True)
+    data["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
+
+
+def main() -> None:
+    for path in [Path(name) for name in sys.argv[1:]] or NOTEBOOKS:
+        nbformat.write(execute(path), path)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
