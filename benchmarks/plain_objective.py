@@ -36,7 +36,7 @@ def plain_loss(
     local_cls, _, _ = encode(encoder, local_pixel_values.flatten(0, 1))
 
     grid_size = (pixel_values.shape[2] // config.patch_size, pixel_values.shape[3] // config.patch_size)
-    reconstruction = decode(model.decoder, encoder.localization(dense, tokens) @ tokens, grid_size)
+    reconstruction = decode(model.decoder, encoder.localization(dense, tokens, grid_size) @ tokens, grid_size)
     mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
     reconstruction_loss = F.mse_loss(reconstruction.float(), pixel_values * std + mean)
 

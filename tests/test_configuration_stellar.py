@@ -15,7 +15,7 @@ AT_LEAST_ONE = (
     *("num_channels", "num_sparse_tokens", "decoder_hidden_size", "decoder_num_hidden_layers"),
     *("decoder_num_attention_heads", "decoder_intermediate_size", "codebook_size", "num_prototypes"),
     *("prototype_dim", "projection_hidden_size", "num_projection_layers", "sinkhorn_iterations"),
-    "matching_iterations",
+    *("matching_iterations", "localization_iterations"),
 )
 POSITIVE = (
     *("initializer_range", "layer_norm_eps", "localization_temperature", "target_temperature"),
@@ -23,7 +23,7 @@ POSITIVE = (
 )
 NOT_NEGATIVE = (
     *("localization_noise", "reconstruction_weight", "koleo_weight", "clustering_weight", "masked_weight"),
-    "local_weight",
+    *("local_weight", "localization_compactness"),
 )
 BELOW_ONE = ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio")
 

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stellar_hf import evaluation
-from stellar_hf.localization_stellar import concept_labels, pixel_labels, token_maps, upsample_maps
+from stellar_hf.localization_stellar import (
+    concept_labels,
+    patch_positions,
+    pixel_labels,
+    spatial_scores,
+    token_maps,
+    upsample_maps,
+)
 
 
 @settings(max_examples=20, deadline=None)
@@ -40,3 +47,26 @@ def test_grids_that_are_not_square_are_asked_for():
 
 def test_labels_of_tokens_have_kept_their_public_name():
     assert evaluation.concept_labels is concept_labels
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(2, 5), columns=st.integers(2, 5), tokens=st.integers(1, 4), seed=st.integers(0, 99))
+def test_scores_of_places_are_those_of_each_map_s_gaussian(rows, columns, tokens, seed):
+    generator = torch.Generator().manual_seed(seed)
+    localization = torch.randn(2, rows * columns, tokens, generator=generator).mul(3).softmax(-1)
+    positions = patch_positions((rows, columns))
+    scores = spatial_scores(localization, positions)
+    for image in range(2):
+        for token in range(tokens):
+            weights = localization[image, :, token] / localization[image, :, token].sum()
+            mean = weights @ positions
+            variance = (weights @ (positions - mean) ** 2).mean() + 0.05**2
+            gaussian = torch.distributions.MultivariateNormal(mean, variance * torch.eye(2))
+            difference = gaussian.log_prob(positions) - scores[image, :, token]
+            torch.testing.assert_close(difference, difference[:1].expand_as(difference), rtol=1e-3, atol=1e-3)
+
+
+def test_positions_have_the_scale_of_the_longer_side():
+    positions = patch_positions((2, 4))
+    torch.testing.assert_close(positions[:5, 0], torch.tensor([0.125, 0.125, 0.125, 0.125, 0.375]))
+    torch.testing.assert_close(positions[:4, 1], torch.tensor([0.125, 0.375, 0.625, 0.875]))

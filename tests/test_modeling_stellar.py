@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stellar_hf import StellarForPreTraining, StellarModel
+from stellar_hf.localization_stellar import token_maps
 from stellar_hf.loss_stellar import num_kept_patches
 from stellar_hf.objective_stellar import LOSS_TERMS, StellarObjective
 
@@ -651,6 +652,29 @@ def test_values_of_wrong_types_are_named(build, fields, changes, message):
     model = build(StellarForPreTraining, **fields)
     with pytest.raises(ValueError, match=re.escape(message)):
         model(**{**batch(model.config), **changes})
+
+
+def test_compact_maps_gather_around_their_centers(build):
+    """Maps of the same weights lie closer together with a weight of places, whatever the shape of the images."""
+    pixel_values = images(4, 3, 48, 80)
+    loose, compact = build(StellarModel), build(StellarModel, localization_compactness=3.0)
+    compact.load_state_dict(loose.state_dict())
+    spreads = []
+    for model in (loose, compact):
+        output = model(pixel_values)
+        torch.testing.assert_close(output.localization.sum(-1), torch.ones(output.localization.shape[:2]))
+        spreads.append(mean_spread(token_maps(output.localization, output.grid_size)))
+    assert spreads[1] < 0.7 * spreads[0]
+    torch.testing.assert_close(compact(pixel_values).sparse_tokens, loose(pixel_values).sparse_tokens)
+
+
+def mean_spread(maps):
+    """Mean squared distance of the mass of maps (B, r, h, w) from their centers, in patches."""
+    rows, columns = torch.meshgrid(*(torch.arange(side) for side in maps.shape[2:]), indexing="ij")
+    mass = maps.sum((2, 3), keepdim=True)
+    centers = [(maps * place).sum((2, 3), keepdim=True) / mass for place in (rows, columns)]
+    distances = (rows - centers[0]) ** 2 + (columns - centers[1]) ** 2
+    return ((maps * distances).sum() / maps.sum()).item()
 
 
 def test_localization_noise_sways_training_alone(build):

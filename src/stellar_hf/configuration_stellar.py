@@ -58,6 +58,7 @@ _LARGEST_INTEGERS = {
     "num_projection_layers": 1000,
     "sinkhorn_iterations": 10**4,
     "matching_iterations": 10**4,
+    "localization_iterations": 10**4,
 }
 _LARGEST_GRID = 2**10  # patches along a side of the image whose positions are stored
 
@@ -90,6 +91,11 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         localization_noise (`float`, defaults to 0.0): Scale of Gumbel noise on the localization scores in training.
             Not in the paper: it makes fine mixtures of tokens useless to the decoder, which keeps L sharp in small
             models that start from random weights.
+        localization_compactness (`float`, defaults to 0.0): Weight of places in the localization scores. Not in the
+            paper: each token prefers patches near those that it has, as one Gaussian of a mixture does, so that its
+            map is one compact region. It adds no parameters: any trained model can be given it.
+        localization_iterations (`int`, defaults to 5): Turns of maps and their Gaussians, with
+            `localization_compactness`.
         decoder_hidden_size (`int`, defaults to 512): Width of the decoder; even and a multiple of its heads.
         decoder_num_hidden_layers (`int`, defaults to 6): Number of decoder layers.
         decoder_num_attention_heads (`int`, defaults to 8): Attention heads of a decoder layer.
@@ -164,6 +170,8 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
     num_sparse_tokens: int = 16
     localization_temperature: float | int | None = 0.06
     localization_noise: float | int = 0.0
+    localization_compactness: float | int = 0.0
+    localization_iterations: int = 5
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 6
     decoder_num_attention_heads: int = 8
@@ -215,7 +223,9 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         )
         for name in positive_numbers.split():
             self._check(name, 0 < getattr(self, name) < math.inf, "a positive number")
-        weights = "localization_noise koleo_weight clustering_weight masked_weight local_weight"
+        weights = (
+            "localization_noise localization_compactness koleo_weight clustering_weight masked_weight local_weight"
+        )
         for name in weights.split():
             self._check(name, 0 <= getattr(self, name) < math.inf, "a number of at least 0")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "mask_ratio"):

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Of a map, as a standard deviation in units of the image's side: a token on one patch still reaches the next ones.
+_LEAST_SPREAD = 0.05
+
 
 def resolve_grid_size(num_patches: int, grid_size: Sequence[int] | Tensor | None = None) -> tuple[int, int]:
     """
@@ -76,6 +79,31 @@ def pixel_labels(localization: Tensor, size: Sequence[int], grid_size: Sequence[
         ValueError: If the grid is unknown.
     """
     return upsample_maps(token_maps(localization, grid_size), size).argmax(dim=1)
+
+
+def patch_positions(grid_size: tuple[int, int], device: torch.device | None = None) -> Tensor:
+    """Centers (N, 2) of patches, row-major, as (y, x) float32 in units of the image's longer side."""
+    centers = [(torch.arange(side, device=device) + 0.5) / max(grid_size) for side in grid_size]
+    return torch.stack(torch.meshgrid(*centers, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+def spatial_scores(localization: Tensor, positions: Tensor) -> Tensor:
+    """
+    How well each place fits the map of each token: the logarithm of the isotropic Gaussian with the map's mean and
+    variance, up to a constant. It is the E-step of a mixture model whose M-step takes these moments.
+
+    Args:
+        localization: L, (B, N, r) float32; rows sum to 1.
+        positions: (N, 2), as [`patch_positions`] gives them.
+
+    Returns:
+        (B, N, r) float32.
+    """
+    mass = localization.sum(dim=1).clamp(min=1e-6)  # (B, r)
+    mean = (localization.transpose(1, 2) @ positions) / mass.unsqueeze(2)  # (B, r, 2)
+    distance = (positions.unsqueeze(1) - mean.unsqueeze(1)).square().sum(dim=3)  # (B, N, r), squared
+    variance = (localization * distance).sum(dim=1) / (2 * mass) + _LEAST_SPREAD**2
+    return -distance / (2 * variance.unsqueeze(1)) - variance.log().unsqueeze(1)
 
 
 def region_shares(

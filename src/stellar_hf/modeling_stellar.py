@@ -36,7 +36,7 @@ from .checkpoint_stellar import HUB_ARGUMENTS
 from .configuration_stellar import StellarConfig
 from .hub_stellar import StellarHubMixin
 from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder, resized_positions
-from .localization_stellar import resolve_grid_size
+from .localization_stellar import patch_positions, resolve_grid_size, spatial_scores
 from .loss_stellar import (
     dice_loss,
     localization_sharpness,
@@ -385,17 +385,24 @@ class StellarEmbeddings(nn.Module):
 
 
 class StellarLocalization(nn.Module):
-    """L = softmax over the sparse tokens of cos(W_d D + b_d, W_s S + b_s) / tau (STELLAR, factorization)."""
+    """
+    L = softmax over the sparse tokens of cos(W_d D + b_d, W_s S + b_s) / tau (STELLAR, factorization). With
+    `config.localization_compactness`, places count, too: maps and their Gaussians are fitted to each other in turns.
+    """
 
     def __init__(self, config: StellarConfig):
         super().__init__()
         self.temperature = config.localization_temperature
         self.noise = config.localization_noise
+        self.compactness = config.localization_compactness
+        self.iterations = config.localization_iterations
         self.dense_projection = nn.Linear(config.hidden_size, config.hidden_size)
         self.sparse_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, dense_features: torch.Tensor, sparse_tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, d) patch features and (B, r, d) sparse tokens to (B, N, r); rows sum to one."""
+    def forward(
+        self, dense_features: torch.Tensor, sparse_tokens: torch.Tensor, grid_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """(B, N, d) features of the patches of a grid and (B, r, d) sparse tokens to (B, N, r); rows sum to one."""
         dense, sparse = self.dense_projection(dense_features), self.sparse_projection(sparse_tokens)
         # In float32: the temperature magnifies rounding errors of the cosine.
         with without_autocast(dense):
@@ -405,9 +412,17 @@ class StellarLocalization(nn.Module):
             else:
                 dense, sparse = F.normalize(dense, dim=-1, eps=1e-7), F.normalize(sparse, dim=-1, eps=1e-7)
                 scores = dense @ sparse.transpose(1, 2) / self.temperature
+            if self.compactness > 0:
+                scores = scores + self._scores_of_places(scores, patch_positions(grid_size, scores.device))
         if self.training and self.noise > 0:
             scores = scores - self.noise * torch.empty_like(scores).exponential_().log()
         return scores.softmax(dim=-1).to(dense_features.dtype)
+
+    def _scores_of_places(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        places = torch.zeros_like(scores)
+        for _ in range(self.iterations):
+            places = self.compactness * spatial_scores((scores + places).softmax(dim=-1), positions)
+        return places
 
 
 # Decoder -------------------------------------------------------------------------------------------------------------
@@ -773,7 +788,7 @@ class StellarModel(StellarPreTrainedModel):
             last_hidden_state=last_hidden_state,
             pooler_output=sparse_tokens.mean(dim=1),
             sparse_tokens=sparse_tokens,
-            localization=None if self.localization is None else self.localization(dense_features, sparse_tokens),
+            localization=self.localization and self.localization(dense_features, sparse_tokens, grid_size),
             grid_size=torch.stack(
                 [pixel_values.new_full(batch_size, side, dtype=torch.int64) for side in grid_size], dim=1
             ),
