@@ -25,6 +25,7 @@ from .harness import (
 from .pretraining_step import COMPILED, PreTrainingStep, Setting, compare_gradients, measure_memory, variants_on
 
 CUDA_BATCH_SIZE = 64
+CUDA_PRODUCT_ROWS = 2**16  # on fewer, the time of a product is that of its launch
 SMALL = Setting(
     batch_size=2,
     global_views=2,
@@ -60,7 +61,8 @@ def run(options: Options) -> list[Row]:
     difference, operations = compare_gradients(step)
     progress("time, in turns")
     dtype = torch.bfloat16 if step.autocast else torch.float32
-    products = matrix_products(options.device, dtype, config.hidden_size)
+    rows_of_products = {} if options.on_cpu else {"rows": CUDA_PRODUCT_ROWS}
+    products = matrix_products(options.device, dtype, config.hidden_size, **rows_of_products)
     variants = {**step.named(), **{name: product for name, (product, _) in products.items()}}
     timings = time_in_turns(variants, options.device, turns=3 if options.on_cpu else 9)
     rates = product_rates(timings, products)

@@ -71,6 +71,7 @@ class PreTrainingStep:
         """Gradients of the loss, which is returned."""
         self.optimizer.zero_grad()
         torch.set_float32_matmul_precision("high" if self.autocast else "highest")
+        torch.backends.cudnn.allow_tf32 = self.autocast
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             if variant == "plain":
                 loss = plain_loss(self.model, **self.inputs)
