@@ -77,3 +77,22 @@ def test_the_reference_shows_every_public_name(module):
     pages = "".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
     shown = {path.rpartition(".")[2] for path in re.findall(r"(?m)^::: ([\w.]+)$", pages)}
     assert exported(module) <= shown, f"missing in docs/api: {sorted(exported(module) - shown)}"
+
+
+def messages() -> str:
+    """All texts of the package, with … for what is put in."""
+    texts = []
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    return "\n".join(texts)
+
+
+def test_the_messages_that_the_questions_quote_are_those_of_the_package():
+    quotes = re.findall(r'(?m)^### "(.+)"$', (DOCS / "faq.md").read_text())
+    said = messages()
+    unknown = [quote for quote in quotes if not all(part.strip() in said for part in re.split("…", quote))]
+    assert quotes and not unknown
