@@ -314,7 +314,7 @@ def _figure_class() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError('Figures need matplotlib; install it with: pip install "stellar_hf[viz]"') from error
+        raise ImportError("Figures need matplotlib; install it with: pip install matplotlib") from error
 
     class ShownFigure(Figure):
         """A figure that notebooks show, also where pyplot, which would tell them how, was not imported."""
