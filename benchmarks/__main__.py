@@ -13,6 +13,8 @@ import importlib
 import sys
 from pathlib import Path
 
+import torch
+
 from .harness import Options
 from .tables import describe_machine, markdown_table, write_csv
 
@@ -20,10 +22,13 @@ from .tables import describe_machine, markdown_table, write_csv
 def find_benchmarks() -> dict[str, str]:
     """Names of the modules of this folder that define `run`, and the first line of what they say of themselves."""
     found = {}
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    folder = Path(__file__).parent
+    for file in sorted([*folder.glob("*.py"), *folder.glob("*/__init__.py")]):
         module = ast.parse(file.read_text())
         if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in module.body):
-            found[file.stem] = (ast.get_docstring(module) or "").split("\n")[0]
+            found[file.parent.name if file.stem == "__init__" else file.stem] = (
+                ast.get_docstring(module) or ""
+            ).split("\n")[0]
     return found
 
 
@@ -53,7 +58,11 @@ def main() -> int:
     for name in arguments.names or benchmarks:
         module = importlib.import_module(f"{__package__}.{name}")
         print(f"\n## {name}: {benchmarks[name]}\n", flush=True)
+        torch.set_float32_matmul_precision("highest")  # whatever the one before has set
         rows = module.run(options)
+        if not rows:
+            print("Nothing was measured: a package is missing.", flush=True)
+            continue
         print(markdown_table(rows), flush=True)
         if arguments.output_dir:
             write_csv(arguments.output_dir / f"{name}.csv", rows, machine)

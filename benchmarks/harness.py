@@ -3,6 +3,7 @@
 """What all benchmarks share: timing in turns, the rate of matrix products, fresh processes."""
 
 import gc
+import importlib.util
 import multiprocessing
 import os
 import statistics
@@ -150,6 +151,14 @@ def resident_bytes(peak: bool = False) -> int:
 
 def reset_peak_resident() -> None:
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package is there; if it is not, whoever waits is told that what needs it is left out."""
+    if importlib.util.find_spec(package) is not None:
+        return True
+    progress(f"{package} is not installed: what needs it is left out")
+    return False
 
 
 def progress(message: str) -> None:

@@ -11,19 +11,21 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from .harness import Options, Row, progress, time_in_turns
+from .harness import Options, Row, is_installed, progress, time_in_turns
 
 ROOT = Path(__file__).parents[1]
 STEPS_OF_A_TURN = 10
 
 
 def run(options: Options) -> list[Row]:
+    if not is_installed("datasets"):
+        return []
     sources = {"ours": ROOT / "src"}
     if options.baseline is not None:
         sources["baseline"] = options.baseline.resolve()
     progress("a training in a process of its own for each variant, of which one takes steps at a time")
-    trainings = {name: Training(source, options.device) for name, source in sources.items()}
-    turns = 2 if options.quick else 12
+    trainings = {name: Training(source, options) for name, source in sources.items()}
+    turns = 1 if options.quick else 12
     steps = {name: training.take_steps for name, training in trainings.items()}
     # The first steps load libraries; the learning rate is still near zero in them.
     timings = time_in_turns(steps, options.device, turns=turns, warm_up=1 if options.quick else 2)
@@ -49,11 +51,13 @@ def run(options: Options) -> list[Row]:
 class Training:
     """A process that trains as the recipe photo_mosaics says, some steps whenever it is asked to."""
 
-    def __init__(self, source: Path, device: str):
+    def __init__(self, source: Path, options: Options):
         self._folder = tempfile.TemporaryDirectory()
         flags = ["--output_dir", self._folder.name]
-        if torch.device(device).type == "cpu":
+        if options.on_cpu:
             flags.append("--use_cpu")
+        if options.quick:
+            flags += ["--num_train_scenes", "512"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(torch.get_num_threads()), *flags],
             cwd=ROOT,

@@ -150,7 +150,7 @@ def nearest_neighbours(
     queries, `4 m d` bytes, of the best rows, `8 m k` bytes, and, with c for `chunk_size`, `8 c d` bytes of a chunk and
     about `24 c min(c, m)` bytes of similarities; the bank stays where it is, whatever its size. The memory allocator
     and the library of matrix products add to that: with 1000 queries and 1.28 million rows of 768,
-    `benchmarks/knn_bank.py` measured 136 MB on a CPU, of which these are 65.
+    `python -m benchmarks knn` measured 136 MB on a CPU, of which these are 65.
 
     Args:
         bank: (n, d) floating point, of any scale; n < 2^32.
