@@ -783,12 +783,15 @@ class StellarModel(StellarPreTrainedModel):
         grid_size = self.embeddings.grid_size(pixel_values, interpolate_pos_encoding)
         last_hidden_state = self.encode(pixel_values, grid_size=grid_size, **kwargs)
         _, dense_features, sparse_tokens = self.split(last_hidden_state)
+        localization = None
+        if self.localization is not None:
+            localization = self.localization(dense_features, sparse_tokens, grid_size)
         batch_size = pixel_values.shape[:1]
         return StellarModelOutput(
             last_hidden_state=last_hidden_state,
             pooler_output=sparse_tokens.mean(dim=1),
             sparse_tokens=sparse_tokens,
-            localization=self.localization and self.localization(dense_features, sparse_tokens, grid_size),
+            localization=localization,
             grid_size=torch.stack(
                 [pixel_values.new_full(batch_size, side, dtype=torch.int64) for side in grid_size], dim=1
             ),
