@@ -67,6 +67,7 @@ def test_first_lines(page, folder):
     assert (output.sparse_tokens.shape, output.localization.shape) == ((1, 6, 128), (1, 256, 6))
 
 
+@pytest.mark.slow
 def test_first_figure(folder):
     run_page("docs/index.md", "bash", section="A figure of your own photograph")
     with Image.open("stellar-demo-figure/demo.png") as figure:
