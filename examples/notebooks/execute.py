@@ -12,6 +12,7 @@ Needs nbclient and ipykernel.
 import base64
 import io
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -23,7 +24,8 @@ from PIL import Image
 NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
 MAX_WIDTH = 800  # pixels of a figure
 
-# Bars of downloads and of reading files say nothing when they are done.
+# Bars say nothing when they are done: those of downloads and of reading files, and that of a training above its table.
+PROGRESS_BAR = re.compile(r"\s*<div>(?:(?!</div>).)*<progress.*?</div>\s*", re.DOTALL)
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 # Diffusers imports it where it is installed, and it tells some CPUs of kernels that they could have.
 QUIET_LIBRARIES = "import logging; logging.getLogger('bitsandbytes').setLevel('ERROR')"
@@ -35,7 +37,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
-            timeout=600,
+            timeout=1800,  # of a cell, on a busy machine
             kernel_name="python3",
             record_timing=False,
             extra_arguments=[f"--IPKernelApp.exec_lines={QUIET_LIBRARIES}"],
@@ -45,7 +47,10 @@ def execute(path: Path) -> nbformat.NotebookNode:
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            shrink_figure(output.get("data", {}))
+            data = output.get("data", {})
+            shrink_figure(data)
+            if "text/html" in data:
+                data["text/html"] = PROGRESS_BAR.sub("", data["text/html"])
     return notebook
 
 
