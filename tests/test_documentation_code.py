@@ -17,6 +17,7 @@ from transformers.utils import is_torchvision_available
 
 import stellar_hf
 from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarModel, StellarPipeline
+from stellar_hf.cli.__main__ import main
 from stellar_hf.data import load_photo_mosaics
 from stellar_hf.data.photo_mosaics import photograph
 
@@ -142,3 +143,42 @@ def test_training_in_python(folder, monkeypatch):
     names = {"sizes": sizes, "few": few, "dataset": load_photo_mosaics("train", num_scenes=8)}
     exec(code, names)
     assert names["trainer"].state.global_step == 1
+
+
+def commands_of_pages() -> list[tuple[str, str]]:
+    """Each command of the package in README and pages, by its name, with its whole line."""
+    code = []
+    for page in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]:
+        fences = re.findall(r"(?ms)^```(\w*)\n(.*?)^```$", page.read_text())
+        code += [block for language, block in fences if language != "python"]
+    lines = "\n".join(code).replace("\\\n", " ").splitlines()
+    examples = {
+        "pretrain": "pretrain", "extract_features": "extract", "reconstruct": "reconstruct", "edit": "edit",
+        "train_prior": "train-prior", "evaluate_models": "evaluate", "export_onnx": "export",
+    }  # fmt: skip
+    found = []
+    for line in lines:
+        if match := re.search(r"(?:^|\s)(?:stellar-hf|-m stellar_hf\.cli\.) ?([a-z_-]+)(.*)", line):
+            found.append((match[1].replace("_", "-"), match[2]))
+        elif (match := re.search(r"examples/(\w+)\.py(.*)", line)) and match[1] in examples:
+            found.append((examples[match[1]], match[2]))
+    return found
+
+
+@pytest.mark.slow
+def test_commands_have_the_flags_that_pages_give_them(capsys, monkeypatch):
+    found = commands_of_pages()
+    assert {"demo", "pretrain", "adapt", "extract", "evaluate", "convert"} <= dict(found).keys()
+    flags = {}
+    for command in dict(found):
+        monkeypatch.setattr("sys.argv", ["stellar-hf", command, "--help"])
+        with pytest.raises(SystemExit):
+            main()
+        flags[command] = set(re.findall(r"--\w+", capsys.readouterr().out))
+    unknown = {
+        (command, flag)
+        for command, line in found
+        for flag in re.findall(r"\s(--\w+)", line.partition(" #")[0])
+        if flag not in flags[command]
+    }
+    assert not unknown
