@@ -15,22 +15,34 @@ from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
 from stellar_hf import DEMO_MODEL
-from stellar_hf.cli.adapt import make_parser, parse_arguments
+from stellar_hf.cli.adapt import main, make_parser, parse_arguments
 from stellar_hf.cli.pretrain import value_types
 from stellar_hf.cli.recipes import read_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (REPOSITORY / "docs" / "adaptation.md").read_text(), re.DOTALL)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-COMMAND = [sys.executable, "-m", "stellar_hf.cli", "adapt"]
 SMALL = [
-    "--train_dir=film/train", "--eval_dir=film/test", "--num_eval_scenes=100", "--per_device_train_batch_size=8",
+    "--train_dir=film/train", "--eval_dir=film/test", "--num_eval_scenes=40", "--per_device_train_batch_size=8",
     "--num_global_views=1", "--num_local_views=0", "--use_cpu",
 ]  # fmt: skip
 
 
 def run(folder, *command):
     return subprocess.run(command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.fixture
+def adapt(guide, monkeypatch, capsys):
+    """Runs the command in the folder of the guide and in this process, whose imports are there; gives its output."""
+    monkeypatch.chdir(guide[0])
+
+    def run_here(*flags):
+        monkeypatch.setattr(sys, "argv", ["adapt", *SMALL, *flags])
+        main()
+        return capsys.readouterr().out
+
+    return run_here
 
 
 @pytest.fixture(scope="module")
@@ -66,38 +78,33 @@ def test_the_guide_adapts_all_weights_or_adapters_alone(guide):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_measured_again(guide):
-    folder, _ = guide
-    weights = (folder / "adapted-lora" / "model.safetensors").read_bytes()
-    process = run(
-        folder, *COMMAND, *SMALL, "--output_dir=adapted-lora", "--lora_rank=8", "--max_steps=4", "--max_knn_drop=100"
-    )
-    assert process.returncode == 0, process.stderr
-    assert "The training is finished" in process.stdout
-    assert (folder / "adapted-lora" / "model.safetensors").read_bytes() == weights
+def test_a_finished_run_is_measured_again(guide, adapt):
+    weights = guide[0] / "adapted-lora" / "model.safetensors"
+    before = weights.read_bytes()
+    printed = adapt("--output_dir=adapted-lora", "--lora_rank=8", "--max_steps=4", "--max_knn_drop=100")
+    assert "The training is finished" in printed
+    assert weights.read_bytes() == before
 
 
 @pytest.mark.slow
-def test_a_rate_that_is_too_high_stops_with_a_sentence(guide):
+def test_a_rate_that_is_too_high_stops_with_a_sentence(adapt):
     """The last checkpoint that holds is taken; without one, nothing is saved."""
-    folder, _ = guide
     flags = ["--eval_steps=2", "--save_steps=2", "--learning_rate=0.3"]
     # Two steps of a warm-up over a million change nothing that counts; then the rate is what it is.
-    first = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=kept", "--max_steps=2", "--warmup_steps=1000000")
-    assert first.returncode == 0, first.stderr
-    held = load_file(folder / "kept" / "model.safetensors")
-    process = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=kept", "--max_steps=8", "--warmup_steps=3")
-    assert process.returncode == 0, process.stderr
-    assert "Stopped: kNN on the old images fell by more than 2 points" in process.stdout
-    assert "Taken instead: kept/checkpoint-" in process.stdout
-    kept = load_file(folder / "kept" / "model.safetensors")
+    adapt(*flags, "--output_dir=kept", "--max_steps=2", "--warmup_steps=1000000")
+    held = load_file("kept/model.safetensors")
+    printed = adapt(*flags, "--output_dir=kept", "--max_steps=8", "--warmup_steps=3")
+    assert "Stopped: kNN on the old images fell by more than 2 points" in printed
+    assert "Taken instead: kept/checkpoint-" in printed
+    kept = load_file("kept/model.safetensors")
     assert all(torch.equal(weight, held[name]) for name, weight in kept.items())
 
-    process = run(folder, *COMMAND, *SMALL, *flags, "--output_dir=nothing", "--max_steps=4")
-    assert process.returncode == 1
-    assert "error: kNN on the old images fell by more than 2 points" in process.stderr
-    assert "no checkpoint holds: nothing is saved" in process.stderr
-    assert not (folder / "nothing" / "model.safetensors").exists()
+    with pytest.raises(SystemExit) as stopped:
+        adapt(*flags, "--output_dir=nothing", "--max_steps=4")
+    told = str(stopped.value)  # which Python prints, with the status 1
+    assert "error: kNN on the old images fell by more than 2 points" in told
+    assert "no checkpoint holds: nothing is saved" in told
+    assert not Path("nothing", "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
