@@ -13,7 +13,7 @@ from pathlib import Path
 import lazy_loader
 from wrapt import when_imported
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 DEMO_MODEL = str(Path(__file__).parent / "demo")
 """Folder of a small model, pre-trained on the photo mosaics, that comes with this package; for `from_pretrained`."""

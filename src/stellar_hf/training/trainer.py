@@ -380,8 +380,15 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
                     "Peak learning rate": args.learning_rate,
                     "Weight decay": args.weight_decay,
                     "Seed": args.seed,
+                    "Processes": f"{args.world_size}, on {_describe_hardware(args.device)}",
+                    **self._describe_time(),
                 },
             )
+
+    def _describe_time(self) -> dict[str, str]:
+        """How long the training took since it was started last; nothing before it has ended."""
+        seconds = [log["train_runtime"] for log in self.state.log_history if "train_runtime" in log]
+        return {"Time since the last start": f"{seconds[-1] / 60:.3g} minutes"} if seconds else {}
 
     def _describe_train_dataset(self) -> str | None:
         """How many images of how many classes: a folder of one's own has no name that says anything to others."""
@@ -392,6 +399,10 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         labels = (getattr(self._described_dataset, "features", None) or {}).get(self.args.label_column)
         classes = f" of {labels.num_classes} classes" if isinstance(labels, ClassLabel) else ""
         return f"{len(self._described_dataset):,} images{classes}"  # type: ignore[arg-type]
+
+
+def _describe_hardware(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
 
 
 def _without_adapters(model: Any) -> Any:
