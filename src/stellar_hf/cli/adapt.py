@@ -6,7 +6,7 @@ Adapts STELLAR to images of your own: trains it further, heads and prototypes in
     stellar-hf adapt --model_name_or_path stellar-b16 --train_dir photos/train --eval_dir photos/test \\
         --old_train_dir imagenet/train --old_eval_dir imagenet/val --lora_rank 8
     stellar-hf adapt --train_dir photos/train --eval_dir photos/test    # the packaged demo model, on any machine
-    stellar-hf adapt recipe.yaml --max_knn_drop 1                       # values from a file, flags before them
+    stellar-hf adapt recipe.yaml --max_knn_drop 1                       # values from a file; flags override them
 
 In the end a table shows the model before and after, on old and on new images: kNN accuracy where there are classes,
 PSNR, and the foreground ARI of the tokens where there are masks. Where the kNN accuracy on the old images falls more

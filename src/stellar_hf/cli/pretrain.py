@@ -5,12 +5,12 @@ Pre-trains STELLAR.
 
     stellar-hf pretrain                                         # embedded photographs, minutes on a CPU
     stellar-hf pretrain --train_dir photos --output_dir out     # your images, with values that fit them
-    stellar-hf pretrain recipe.yaml --max_steps 5000            # values from a file, flags before them
+    stellar-hf pretrain recipe.yaml --max_steps 5000            # values from a file; flags override them
     accelerate launch --num_processes 8 -m stellar_hf.cli.pretrain recipe.yaml
 
 A recipe is a YAML or JSON file, or the name of a packaged one: photo_mosaics (taken without any arguments),
 own_images and own_images_gpu (taken for images of your own, where neither a model nor its model_config is given).
-Flags go before the values of a recipe, a recipe before the defaults; model_config is merged field by field.
+Flags override the values of a recipe, a recipe the defaults; model_config is merged field by field.
 
 The same command goes on from the newest checkpoint in the output folder, however the run ended; Ctrl-C and SIGTERM
 save one before they end it. A finished run is only measured again. --overwrite_output_dir starts anew. An error is
