@@ -310,21 +310,21 @@ def tabletop_grid(scenes: Dataset, num_columns: int = 4) -> Image.Image:
     return grid
 
 
+class _ShownInNotebooks:
+    """A figure that notebooks show, also where pyplot, which would tell them how, was not imported."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")  # type: ignore[attr-defined]
+        return file.getvalue()
+
+
 def _figure_class() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("Figures need matplotlib; install it with: pip install matplotlib") from error
-
-    class ShownFigure(Figure):
-        """A figure that notebooks show, also where pyplot, which would tell them how, was not imported."""
-
-        def _repr_png_(self) -> bytes:
-            file = io.BytesIO()
-            self.savefig(file, format="png")
-            return file.getvalue()
-
-    return ShownFigure
+    return type("ShownFigure", (_ShownInNotebooks, Figure), {})
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Axes]:

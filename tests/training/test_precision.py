@@ -78,7 +78,7 @@ def test_localization_is_a_softmax_of_float32_cosines(tiny_config):
     dense, sparse = torch.randn(2, 16, 32), torch.randn(2, 4, 32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         projected = [localization.dense_projection(dense).double(), localization.sparse_projection(sparse).double()]
-        actual = localization(dense, sparse)
+        actual = localization(dense, sparse, (4, 4))
     dense, sparse = (torch.nn.functional.normalize(features, dim=-1) for features in projected)
     expected = (dense @ sparse.transpose(1, 2) / localization.temperature).softmax(dim=-1)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=1e-6)
