@@ -158,6 +158,8 @@ def test_figure_of_edits_has_images_above_their_tokens():
         np.testing.assert_allclose(panels[column], np.asarray(pil[column]) / 255, atol=1e-6)
         painted = token_overlay(pil[column], localization[column], (2, 4), strength=0.75)
         np.testing.assert_array_equal(panels[2 + column], painted)
+    long = plot_edits(pil, list(localization), ["a, tokens of another photograph", "b" * 60], grid_size=(2, 4))
+    assert all(len(line) < 25 for axes in long.axes for line in axes.get_title().splitlines())
     with pytest.raises(ValueError, match="1 titles"):
         plot_edits(pil, list(localization), ["before"], grid_size=(2, 4))
 

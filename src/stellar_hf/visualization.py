@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -161,7 +162,7 @@ def plot_edits(
     Args:
         images: n PIL images of one size, for example before and after an edit.
         localization: n floating point tensors (N, r), one for each image; rows sum to 1.
-        titles: n titles.
+        titles: n titles; long ones get several lines.
         grid_size: (rows, columns) of the patches; a square grid without it.
         palette: (r, 3) RGB in [0, 1] of the tokens, in which a concept may stand out; `token_palette` without it.
 
@@ -183,7 +184,8 @@ def plot_edits(
         token_overlay(image, maps, grid_size, palette, strength=0.75)
         for image, maps in zip(images, localization, strict=True)
     ]
-    cell, title = 1.5, 0.24
+    titles = [textwrap.fill(title, 24) for title in titles]  # as many letters as fit above an image
+    cell, title = 1.5, 0.1 + 0.14 * max(len(title.splitlines()) for title in titles)
     cell_height = cell * pixels[0].shape[0] / pixels[0].shape[1]
     figure = Figure(figsize=(cell * len(images), 2 * cell_height + title), dpi=150, facecolor="white")
     axes = figure.subplots(2, len(images), squeeze=False)

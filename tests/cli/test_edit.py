@@ -40,6 +40,18 @@ def test_one_image_of_a_user_with_chosen_tokens(run_script):
     np.testing.assert_array_equal(Image.open("still/erase.png"), Image.open("moved/erase.png"))
 
 
+def test_the_photograph_itself_is_beside_what_is_decoded_of_it(run_script):
+    photo = photograph("flower").resize((60, 40))
+    photo.paste((255, 0, 255), (20, 10, 40, 30))
+    photo.save("marked.png")
+    run_script("--images", "marked.png", "--tokens", 0)
+    with Image.open("edits/move.png") as figure:
+        pixels = np.asarray(figure.convert("RGB"))
+    magenta = (pixels == (255, 0, 255)).all(axis=2)
+    third = magenta.shape[1] // 3
+    assert magenta[:, :third].any() and not magenta[:, third:].any()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

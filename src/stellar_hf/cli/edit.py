@@ -103,8 +103,8 @@ def run(args: EditArguments) -> None:
     second, second_concept = (tokens[1:], maps[1:]), concept[1:]
     swapped = pipe.swap(*first, first_concept, *second, second_concept)
     draw("swap", swap_columns(names, first, second, swapped), highlight(concept))
-    weights = (0.0, 0.25, 0.5, 0.75, 1.0)
-    draw("interpolate", {f"{weight:g}": pipe.interpolate(*first, *second, weight) for weight in weights})
+    weights = {names[0]: 0.0, "0.25": 0.25, "0.5": 0.5, "0.75": 0.75, names[1]: 1.0}
+    draw("interpolate", {title: pipe.interpolate(*first, *second, weight) for title, weight in weights.items()})
     painted = {
         f"{names[0]}, tokens of {names[1]}": pipe.transfer(*first, tokens[1:]),
         f"{names[1]}, tokens of {names[0]}": pipe.transfer(*second, tokens[:1]),
@@ -191,14 +191,14 @@ def save_figure(
     palette: np.ndarray | None = None,
 ) -> None:
     """
-    Writes a figure: images as they are decoded from tokens and maps, above their tokens.
+    Writes a figure: the images, then what is decoded from tokens and maps, and below each its tokens.
 
     Args:
         pipe: Decodes.
         images: As they were, whose size the decoded ones get.
         output_dir: Folder of the figure, which is made.
         name: Of the figure.
-        columns: Tokens and maps of each column, by its title.
+        columns: Tokens and maps of each decoded image by its title; the name of an image if they are its own.
         palette: (r, 3) colours of the tokens.
     """
     width, height = next(iter(images.values())).size
@@ -206,10 +206,17 @@ def save_figure(
     for tokens, maps in columns.values():
         output: Any = pipe(sparse_tokens=tokens, localization=maps, width=width, height=height)
         decoded += output.images
-    figure = plot_edits(decoded, [maps[0] for _, maps in columns.values()], list(columns), palette=palette)
+    originals = [name for name in images if name in columns]
+    maps_by_title = {title: maps[0] for title, (_, maps) in columns.items()}
+    figure = plot_edits(
+        [images[name] for name in originals] + decoded,
+        [maps_by_title[name] for name in originals] + list(maps_by_title.values()),
+        originals + [f"{title}, decoded" if title in images else title for title in columns],
+        palette=palette,
+    )
     path = Path(output_dir, f"{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=120)
     print(path)
 
 
