@@ -308,7 +308,7 @@ def test_unreadable_images_are_named_left_out_and_counted(
     """Also where nothing is left of a shard."""
     arguments = [f"--model_name_or_path={model_folder}", f"--image_dir={broken_photos}", "--shard_size=1"]
     run_script(*arguments, f"--output_dir={tmp_path / 'out'}")
-    assert "Features of 3 images in 5 shards, 2 could not be read and are left out" in capsys.readouterr().out
+    assert "Features of 3 images in 5 shards, without 2 that cannot be read" in capsys.readouterr().out
     assert load(tmp_path / "out")["index"][:] == [0, 3, 4]
     for name in ("1.png", "2.png"):
         assert caplog.text.count(f"{broken_photos / name} cannot be read: unknown format. It is left out.") == 1

@@ -180,7 +180,7 @@ def load_model(args: ExtractionArguments) -> PreTrainedModel:
 def report(shards: FeatureShards) -> None:
     """Says what was written, and how to load it."""
     num_missing = shards.num_images - shards.num_rows
-    left_out = f", {num_missing:,} could not be read and are left out" if num_missing else ""
+    left_out = f", without {num_missing:,} that cannot be read" if num_missing else ""
     files = "1 shard" if len(shards.files) == 1 else f"{len(shards.files):,} shards"
     print(f"\nFeatures of {shards.num_rows:,} images in {files}{left_out}: {', '.join(shards.columns)}\n")
     print(
