@@ -76,7 +76,8 @@ def setting_of(base: Setting, axis: str, value: int) -> Setting:
 def measure(axis: str, value: int, setting: Setting, options: Options) -> list[Row]:
     """A row of each variant."""
     step = PreTrainingStep(setting, options.device)
-    timings = time_in_turns(step.named(), options.device, turns=1 if options.quick else 5)
+    steps = {variant: step.named()[variant] for variant in VARIANTS}  # nothing is compiled for each size
+    timings = time_in_turns(steps, options.device, turns=1 if options.quick else 5)
     rows = []
     for variant in VARIANTS:
         step.optimizer.zero_grad()

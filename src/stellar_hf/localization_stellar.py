@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of a map, as a standard deviation in units of the image's side: a token on one patch still reaches the next ones.
+# Of a map, as a standard deviation in units of the image's longer side: a token on one patch still reaches the next
+# ones.
 _LEAST_SPREAD = 0.05
 
 

@@ -387,7 +387,9 @@ class StellarEmbeddings(nn.Module):
 class StellarLocalization(nn.Module):
     """
     L = softmax over the sparse tokens of cos(W_d D + b_d, W_s S + b_s) / tau (STELLAR, factorization). With
-    `config.localization_compactness`, places count, too: maps and their Gaussians are fitted to each other in turns.
+    `config.localization_compactness` c > 0, which is not in the paper, the scores have c log N(place; mean and
+    variance of the token's map) added: maps and their Gaussians are fitted to each other in
+    `config.localization_iterations` turns, from maps without places.
     """
 
     def __init__(self, config: StellarConfig):
@@ -419,6 +421,7 @@ class StellarLocalization(nn.Module):
         return scores.softmax(dim=-1).to(dense_features.dtype)
 
     def _scores_of_places(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What places (N, 2) add to the scores (B, N, r) of the content, in the same shape."""
         places = torch.zeros_like(scores)
         for _ in range(self.iterations):
             places = self.compactness * spatial_scores((scores + places).softmax(dim=-1), positions)

@@ -148,9 +148,8 @@ def nearest_neighbours(
 
     Chunks of the bank pass by, and each query keeps the best `k` rows so far. The memory on the device is that of the
     queries, `4 m d` bytes, of the best rows, `8 m k` bytes, and, with c for `chunk_size`, `8 c d` bytes of a chunk and
-    about `24 c min(c, m)` bytes of similarities; the bank stays where it is, whatever its size. The memory allocator
-    and the library of matrix products add to that: with 1000 queries and 1.28 million rows of 768,
-    `python -m benchmarks knn` measured 136 MB on a CPU, of which these are 65.
+    about `24 c min(c, m)` bytes of similarities; the bank stays where it is, whatever its size. `python -m benchmarks
+    knn` measures it.
 
     Args:
         bank: (n, d) floating point, of any scale; n < 2^32.
