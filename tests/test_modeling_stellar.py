@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stellar_hf import StellarForPreTraining, StellarModel
+from stellar_hf import StellarBackbone, StellarForImageClassification, StellarForPreTraining, StellarModel
 from stellar_hf.localization_stellar import token_maps
 from stellar_hf.loss_stellar import num_kept_patches
 from stellar_hf.objective_stellar import LOSS_TERMS, StellarObjective
@@ -21,6 +21,8 @@ VARIANTS = {
     "teacher": {"use_teacher": True},
     "dot products": {"localization_temperature": None},
     "extensions": {"standardize_projections": True, "num_projection_layers": 3},
+    "compact maps, refined tokens": {"localization_compactness": 2.0, "refine_tokens": True},
+    "teacher with refined tokens": {"use_teacher": True, "refine_tokens": True},
 }
 every_variant = pytest.mark.parametrize("fields", VARIANTS.values(), ids=VARIANTS)
 
@@ -666,6 +668,51 @@ def test_compact_maps_gather_around_their_centers(build):
         spreads.append(mean_spread(token_maps(output.localization, output.grid_size)))
     assert spreads[1] < 0.7 * spreads[0]
     torch.testing.assert_close(compact(pixel_values).sparse_tokens, loose(pixel_values).sparse_tokens)
+
+
+def test_refit_puts_the_means_under_the_first_maps_in_the_place_of_the_tokens(build):
+    """One turn with a vanishing weight of places is a step of k-means by cosine; in training there is none."""
+    pixel_values = images(2, 3, 32, 32)
+    turns = {"localization_compactness": 1e-9, "localization_iterations": 1}
+    plain, refit = (build(StellarModel, localization_refit=on, **turns) for on in (False, True))
+    output = plain(pixel_values)
+    dense = F.normalize(plain.localization.dense_projection(plain.split(output.last_hidden_state)[1]), dim=-1)
+    means = F.normalize(output.localization.transpose(1, 2) @ dense, dim=-1)
+    expected = (dense @ means.transpose(1, 2) / plain.config.localization_temperature).softmax(-1)
+    torch.testing.assert_close(refit(pixel_values).localization, expected)
+    assert (expected - output.localization).abs().max() > 0.01
+
+    torch.testing.assert_close(refit.train()(pixel_values).localization, output.localization)
+
+
+def test_refined_tokens_are_those_of_the_encoder_and_what_lies_under_their_maps(build):
+    model = build(StellarModel, refine_tokens=True)
+    torch.nn.init.normal_(model.token_refinement.projection.weight)
+    output = model(images(2, 3, 32, 32))
+    _, dense, tokens = model.split(output.last_hidden_state)
+    maps = output.localization.transpose(1, 2)
+    means = (maps / maps.sum(2, keepdim=True)) @ dense
+    added = F.linear(F.layer_norm(means, means.shape[-1:]), model.token_refinement.projection.weight)
+    torch.testing.assert_close(output.sparse_tokens, tokens + added, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(output.pooler_output, output.sparse_tokens.mean(1))
+
+
+def test_heads_see_refined_tokens_where_a_model_has_them(build, tmp_path):
+    """A classifier names the mean of the refined tokens, and a teacher, at first a copy, gives them as targets."""
+    pretraining = build(StellarForPreTraining, refine_tokens=True, use_teacher=True)
+    pixel_values = images(2, 3, 32, 32)
+    expected = pretraining(pixel_values).sparse_tokens
+    _, taught = pretraining.teacher.stellar.cls_and_tokens(pixel_values)
+    torch.testing.assert_close(taught, expected)
+
+    pretraining.save_pretrained(tmp_path)
+    classifier, report = StellarForImageClassification.from_pretrained(
+        tmp_path, num_labels=2, output_loading_info=True
+    )
+    assert all(key.startswith(("norm.", "classifier.")) for key in report["missing_keys"])
+    torch.testing.assert_close(classifier.stellar(pixel_values).pooler_output, expected.mean(1))
+    backbone = StellarBackbone.from_pretrained(tmp_path)
+    assert not any("token_refinement" in name for name, _ in backbone.named_parameters())
 
 
 def mean_spread(maps):

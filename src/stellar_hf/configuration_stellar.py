@@ -94,8 +94,14 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         localization_compactness (`float`, defaults to 0.0): Weight of places in the localization scores. Not in the
             paper: each token prefers patches near those that it has, as one Gaussian of a mixture does, so that its
             map is one compact region. It adds no parameters: any trained model can be given it.
+        localization_refit (`bool`, defaults to `False`): With `localization_compactness`, whether each turn also puts
+            the mean of D under a token's map in the token's place, so that S gives only the first maps. Not in
+            training, where L has to depend on S. It adds no parameters.
         localization_iterations (`int`, defaults to 5): Turns of maps and their Gaussians, with
             `localization_compactness`.
+        refine_tokens (`bool`, defaults to `False`): Whether S is refined by what lies under its maps: S + W
+            LayerNorm(L^T D / mass) + b. Not in the paper: it makes a token speak of its own region. Masked views keep
+            their tokens as they are, and so learn to predict the refined ones.
         decoder_hidden_size (`int`, defaults to 512): Width of the decoder; even and a multiple of its heads.
         decoder_num_hidden_layers (`int`, defaults to 6): Number of decoder layers.
         decoder_num_attention_heads (`int`, defaults to 8): Attention heads of a decoder layer.
@@ -171,7 +177,9 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
     localization_temperature: float | int | None = 0.06
     localization_noise: float | int = 0.0
     localization_compactness: float | int = 0.0
+    localization_refit: bool = False
     localization_iterations: int = 5
+    refine_tokens: bool = False
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 6
     decoder_num_attention_heads: int = 8
@@ -239,6 +247,11 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         tau, weight = self.localization_temperature, self.reconstruction_weight
         self._check("localization_temperature", tau is None or 0 < tau < math.inf, "a positive number or None")
         self._check("reconstruction_weight", weight is None or 0 <= weight < math.inf, "a number >= 0 or None")
+        self._check(
+            "localization_refit",
+            not self.localization_refit or self.localization_compactness > 0,
+            "False where localization_compactness is 0: it is part of the turns that fit compact maps",
+        )
         self._check("sinkhorn_scale", 0 < self.sinkhorn_scale <= 1, "a number in (0, 1]")
         self._check(
             "reconstruction_target",

@@ -20,7 +20,7 @@ _VIT_NAMES = (
     (r"\.norm2\.", ".layernorm_after."),
 )
 _UNUSED_OF_VIT = re.compile(r"^pooler\.|^embeddings\.mask_token$")
-_NEW_TO_VIT = re.compile(r"^embeddings\.sparse_tokens$|^localization\.")
+_NEW_TO_VIT = re.compile(r"^embeddings\.sparse_tokens$|^(localization|token_refinement)\.")
 _POSITIONS = "embeddings.position_embeddings"
 
 

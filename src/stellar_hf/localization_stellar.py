@@ -88,6 +88,12 @@ def patch_positions(grid_size: tuple[int, int], device: torch.device | None = No
     return torch.stack(torch.meshgrid(*centers, indexing="ij"), dim=-1).flatten(0, 1)
 
 
+def means_under_maps(localization: Tensor, dense_features: Tensor) -> Tensor:
+    """Means (B, r, d) of dense features D (B, N, d) with the weights of each map of L (B, N, r): L^T D / mass."""
+    mass = localization.sum(dim=1).clamp(min=1e-6)
+    return localization.transpose(1, 2) @ dense_features / mass.unsqueeze(2)
+
+
 def spatial_scores(localization: Tensor, positions: Tensor) -> Tensor:
     """
     How well each place fits the map of each token: the logarithm of the isotropic Gaussian with the map's mean and
@@ -101,7 +107,7 @@ def spatial_scores(localization: Tensor, positions: Tensor) -> Tensor:
         (B, N, r) float32.
     """
     mass = localization.sum(dim=1).clamp(min=1e-6)  # (B, r)
-    mean = (localization.transpose(1, 2) @ positions) / mass.unsqueeze(2)  # (B, r, 2)
+    mean = means_under_maps(localization, positions)  # (B, r, 2)
     distance = (positions.unsqueeze(1) - mean.unsqueeze(1)).square().sum(dim=3)  # (B, N, r), squared
     variance = (localization * distance).sum(dim=1) / (2 * mass) + _LEAST_SPREAD**2
     return -distance / (2 * variance.unsqueeze(1)) - variance.log().unsqueeze(1)

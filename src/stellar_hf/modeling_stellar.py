@@ -36,7 +36,7 @@ from .checkpoint_stellar import HUB_ARGUMENTS
 from .configuration_stellar import StellarConfig
 from .hub_stellar import StellarHubMixin
 from .initialization_stellar import config_fields_of_vit, load_vit_into_encoder, resized_positions
-from .localization_stellar import patch_positions, resolve_grid_size, spatial_scores
+from .localization_stellar import means_under_maps, patch_positions, resolve_grid_size, spatial_scores
 from .loss_stellar import (
     dice_loss,
     localization_sharpness,
@@ -389,7 +389,8 @@ class StellarLocalization(nn.Module):
     L = softmax over the sparse tokens of cos(W_d D + b_d, W_s S + b_s) / tau (STELLAR, factorization). With
     `config.localization_compactness` c > 0, which is not in the paper, the scores have c log N(place; mean and
     variance of the token's map) added: maps and their Gaussians are fitted to each other in
-    `config.localization_iterations` turns, from maps without places.
+    `config.localization_iterations` turns, from maps without places. With `config.localization_refit` each turn also
+    puts the mean of D under a token's map in the token's place, but in training.
     """
 
     def __init__(self, config: StellarConfig):
@@ -397,6 +398,7 @@ class StellarLocalization(nn.Module):
         self.temperature = config.localization_temperature
         self.noise = config.localization_noise
         self.compactness = config.localization_compactness
+        self.refit = config.localization_refit
         self.iterations = config.localization_iterations
         self.dense_projection = nn.Linear(config.hidden_size, config.hidden_size)
         self.sparse_projection = nn.Linear(config.hidden_size, config.hidden_size)
@@ -408,24 +410,49 @@ class StellarLocalization(nn.Module):
         dense, sparse = self.dense_projection(dense_features), self.sparse_projection(sparse_tokens)
         # In float32: the temperature magnifies rounding errors of the cosine.
         with without_autocast(dense):
-            dense, sparse = dense.float(), sparse.float()
-            if self.temperature is None:
-                scores = dense @ sparse.transpose(1, 2) / math.sqrt(dense.shape[-1])
-            else:
-                dense, sparse = F.normalize(dense, dim=-1, eps=1e-7), F.normalize(sparse, dim=-1, eps=1e-7)
-                scores = dense @ sparse.transpose(1, 2) / self.temperature
+            dense, sparse = self._directions(dense.float()), self._directions(sparse.float())
+            scores = self._scores_of_content(dense, sparse)
             if self.compactness > 0:
-                scores = scores + self._scores_of_places(scores, patch_positions(grid_size, scores.device))
+                scores = self._compact_scores(scores, dense, patch_positions(grid_size, scores.device))
         if self.training and self.noise > 0:
             scores = scores - self.noise * torch.empty_like(scores).exponential_().log()
         return scores.softmax(dim=-1).to(dense_features.dtype)
 
-    def _scores_of_places(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """What places (N, 2) add to the scores (B, N, r) of the content, in the same shape."""
-        places = torch.zeros_like(scores)
+    def _directions(self, projected: torch.Tensor) -> torch.Tensor:
+        return projected if self.temperature is None else F.normalize(projected, dim=-1, eps=1e-7)
+
+    def _scores_of_content(self, dense: torch.Tensor, sparse: torch.Tensor) -> torch.Tensor:
+        """Directions (B, N, d) and (B, r, d) to (B, N, r)."""
+        return dense @ sparse.transpose(1, 2) / (self.temperature or math.sqrt(dense.shape[-1]))
+
+    def _compact_scores(self, content: torch.Tensor, dense: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Scores (B, N, r) of the content to those of content and places (N, 2)."""
+        scores = content
         for _ in range(self.iterations):
-            places = self.compactness * spatial_scores((scores + places).softmax(dim=-1), positions)
-        return places
+            maps = scores.softmax(dim=-1)
+            if self.refit and not self.training:
+                means = self._directions(means_under_maps(maps, dense))
+                content = self._scores_of_content(dense, means)
+            scores = content + self.compactness * spatial_scores(maps, positions)
+        return scores
+
+
+class StellarTokenRefinement(nn.Module):
+    """
+    S + W LayerNorm(L^T D / mass) + b: adds to each token the mean of the dense features under its map. Not in the
+    paper, where a token reads the whole image alike.
+    """
+
+    def __init__(self, config: StellarConfig):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, sparse_tokens: torch.Tensor, localization: torch.Tensor, dense_features: torch.Tensor
+    ) -> torch.Tensor:
+        """S (B, r, d), L (B, N, r) and D (B, N, d) to (B, r, d)."""
+        return sparse_tokens + self.projection(self.layernorm(means_under_maps(localization, dense_features)))
 
 
 # Decoder -------------------------------------------------------------------------------------------------------------
@@ -559,7 +586,7 @@ class StellarPreTrainedModel(StellarHubMixin, PreTrainedModel):  # type: ignore[
     # What checkpoints of other heads hold beyond a model.
     _keys_to_ignore_on_load_unexpected = [
         r"^(decoder|clustering_head|cls_clustering_head|teacher|norm|classifier)\.",
-        r"^(stellar\.)?localization\.",
+        r"^(stellar\.)?(localization|token_refinement)\.",
     ]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -688,7 +715,8 @@ class StellarModel(StellarPreTrainedModel):
 
     Args:
         config ([`StellarConfig`]): Sizes and temperatures.
-        add_localization (`bool`, defaults to `True`): Whether to compute L; the EMA teacher has none.
+        add_localization (`bool`, defaults to `True`): Whether to compute L, and to refine S by it where the
+            configuration says so.
 
     Example:
 
@@ -712,6 +740,8 @@ class StellarModel(StellarPreTrainedModel):
         )
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.localization = StellarLocalization(config) if add_localization else None
+        refines = add_localization and config.refine_tokens
+        self.token_refinement = StellarTokenRefinement(config) if refines else None
         self.post_init()
 
     def encode(
@@ -759,6 +789,14 @@ class StellarModel(StellarPreTrainedModel):
         num_sparse = self.config.num_sparse_tokens
         return last_hidden_state[:, 0], last_hidden_state[:, 1:-num_sparse], last_hidden_state[:, -num_sparse:]
 
+    def cls_and_tokens(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """CLS (B, d) and sparse tokens (B, r, d) of images (B, C, H, W) and no more, as `forward` gives them."""
+        if self.token_refinement is not None:
+            outputs = self(pixel_values, return_dict=True)
+            return outputs.last_hidden_state[:, 0], outputs.sparse_tokens
+        cls, _, sparse_tokens = self.split(self.encode(pixel_values, needed="cls_and_tokens"))
+        return cls, sparse_tokens
+
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -789,6 +827,8 @@ class StellarModel(StellarPreTrainedModel):
         localization = None
         if self.localization is not None:
             localization = self.localization(dense_features, sparse_tokens, grid_size)
+        if self.token_refinement is not None:
+            sparse_tokens = self.token_refinement(sparse_tokens, localization, dense_features)
         batch_size = pixel_values.shape[:1]
         return StellarModelOutput(
             last_hidden_state=last_hidden_state,
@@ -806,7 +846,7 @@ class StellarTeacher(nn.Module):
 
     def __init__(self, config: StellarConfig):
         super().__init__()
-        self.stellar = StellarModel(config, add_localization=False)
+        self.stellar = StellarModel(config, add_localization=config.refine_tokens)
         self.clustering_head = StellarClusteringHead(config)
         self.cls_clustering_head = StellarClusteringHead(config)
 
@@ -1031,8 +1071,7 @@ class StellarForPreTraining(StellarPreTrainedModel):
         # Without views, as in a mere evaluation, the teacher looks at the clean one.
         view = pixel_values if global_pixel_values is None else global_pixel_values[:, 1]
         with torch.no_grad():
-            cls, _, tokens = self.stellar.split(self.teacher.stellar.encode(view, needed="cls_and_tokens"))
-            seen = objective.project(self.teacher, cls, tokens)
+            seen = objective.project(self.teacher, *self.teacher.stellar.cls_and_tokens(view))
         return objective.targets(self.teacher, seen)
 
     def _encode_masked(
@@ -1053,7 +1092,8 @@ class StellarForImageClassification(StellarPreTrainedModel):
     """
     STELLAR with LayerNorm and a linear layer on the mean of the sparse tokens, as in the paper's linear probe.
 
-    The encoder computes no localization here: the loss would not train it. Freeze `model.stellar` for a linear probe.
+    The encoder computes the localization here only where it refines the tokens: otherwise the loss would not train it.
+    Freeze `model.stellar` for a linear probe.
 
     Example:
 
@@ -1071,7 +1111,7 @@ class StellarForImageClassification(StellarPreTrainedModel):
     def __init__(self, config: StellarConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 0
-        self.stellar = StellarModel(config, add_localization=False)
+        self.stellar = StellarModel(config, add_localization=config.refine_tokens)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels else nn.Identity()
         self.post_init()

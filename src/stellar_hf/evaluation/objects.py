@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..features import encoder_of
 from ..features.checks import check_integer, check_tensors
-from ..localization_stellar import pixel_labels
+from ..localization_stellar import means_under_maps, pixel_labels
 from .clustering import average_linkage, kmeans
 
 _CHUNK_SIZE = 256  # images whose maps are held at the resolution of pixels at once
@@ -245,9 +245,7 @@ def pooled_features(weights: Tensor, dense_features: Tensor) -> Tensor:
             f"weights have shape {tuple(weights.shape)} and dense_features {tuple(dense_features.shape)}, but "
             "(B, N, r) and (B, N, d) with the same B and N are expected."
         )
-    weights = weights.float()
-    sums = weights.transpose(1, 2) @ dense_features.float()
-    return sums / weights.sum(dim=1).unsqueeze(2).clamp(min=1e-12)
+    return means_under_maps(weights.float(), dense_features.float())
 
 
 def merge_tokens(localization: Tensor, dense_features: Tensor, num_groups: int) -> Tensor:
