@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import AutoModel, TrainerCallback, TrainingArguments
 
 from stellar_hf import StellarConfig, StellarForPreTraining, StellarModel, StellarTrainer, StellarTrainingArguments
 from stellar_hf.data import StellarCollator, StellarViews
@@ -226,6 +226,18 @@ def test_local_views_are_to_the_image_as_in_the_paper(make_trainer, image_size, 
     trainer = make_trainer({"image_size": image_size, "patch_size": patch_size}, local_size=None)
     views = trainer.args.views(trainer.model.config)
     assert (views.global_size, views.local_size) == (image_size, local_size)
+
+
+def test_a_training_on_small_views_leaves_a_model_for_larger_images(make_trainer, tmp_path):
+    """Views are cut small, while positions are stored, and the processor prepares images, for the model's own size."""
+    trainer = make_trainer({"image_size": 64, "patch_size": 8}, global_size=32, local_size=None, max_steps=1)
+    views = trainer.args.views(trainer.model.config)
+    assert (views.global_size, views.local_size) == (32, 16)
+    trainer.train()
+    trainer.save_model(tmp_path)
+    model, processor = AutoModel.from_pretrained(tmp_path), default_processor(trainer.model)
+    pixel_values = processor(torch.zeros(3, 80, 80, dtype=torch.uint8), return_tensors="pt")["pixel_values"]
+    assert model(pixel_values, interpolate_pos_encoding=False).localization.shape[1] == 64
 
 
 def test_the_order_of_the_images_is_that_of_the_seed(make_trainer):
@@ -628,6 +640,7 @@ def test_a_teacher_too_coarse_to_move_is_refused(make_trainer):
         ({}, {"decode_size": -4}, "decode_size is -4, but must be at least 1"),
         ({}, {"decode_size": 0}, "decode_size is 0, but must be at least 1"),
         ({}, {"local_size": 0}, "local_size is 0, but must be at least 1"),
+        ({}, {"global_size": 0}, "global_size is 0, but must be at least 1"),
         ({}, {"weight_decay": -1}, "weight_decay is -1, but must be a number of at least 0"),
         ({}, {"learning_rate": -1e-3}, r"learning_rate is -0\.001, but must be a number of at least 0"),
         ({}, {"num_knn_images": -1}, "num_knn_images is -1, but must be a number of at least 0"),

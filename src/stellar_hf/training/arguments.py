@@ -30,9 +30,9 @@ class StellarTrainingArguments(TrainingArguments):
 
     Some values are derived where they are not given. `learning_rate` is `1.5e-4 * sqrt(batch / 2048)`: the paper's
     1.5e-4 at its batch of 2048 images, and the square-root law of Adam (arXiv 2205.10287) for other batches. The batch
-    is that of a step, over all processes and accumulated forwards. `local_size` is 96/224 of the model's image size,
-    in whole patches. `data_seed`, the seed of the order of the images on all processes, is `seed`. With `bf16`, `tf32`
-    is on where the GPU has it.
+    is that of a step, over all processes and accumulated forwards. `global_size` is the model's image size, and
+    `local_size` 96/224 of it, in whole patches. `data_seed`, the seed of the order of the images on all processes, is
+    `seed`. With `bf16`, `tf32` is on where the GPU has it.
 
     Schedules, all off by default; they follow the step's number alone, so a resumed run goes on with the same values:
 
@@ -118,11 +118,18 @@ class StellarTrainingArguments(TrainingArguments):
     )
     num_global_views: int = field(default=8, metadata={"help": "Global views of an image, which are masked."})
     num_local_views: int = field(default=8, metadata={"help": "Local views of an image."})
+    global_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side of the clean and of the global views in pixels; by default the model's image_size. Smaller "
+            "views make a training cheaper, whose model is then used at its image_size, with finer maps."
+        },
+    )
     local_size: int | None = field(
         default=None,
         metadata={
-            "help": "Side of a local view in pixels; by default 96/224 of the model's image_size, as in the paper, in "
-            "whole patches."
+            "help": "Side of a local view in pixels; by default 96/224 of a global view, as in the paper, in whole "
+            "patches."
         },
     )
     global_scale: list[float] = field(
@@ -219,7 +226,7 @@ class StellarTrainingArguments(TrainingArguments):
             "num_knn_images",
         ):
             check(name, lambda value: 0 <= value < math.inf, "a number of at least 0")
-        for name in ("decode_size", "local_size"):
+        for name in ("decode_size", "global_size", "local_size"):
             check(name, lambda value: value >= 1, "at least 1 pixel")
         for name in ("target_temperature_start", "prediction_temperature_start"):
             check(name, lambda value: 0 < value < math.inf, "a positive number")
@@ -241,17 +248,18 @@ class StellarTrainingArguments(TrainingArguments):
         The views that these arguments ask for.
 
         Args:
-            config: Of the model, which gives the global views' size and the statistics of the normalization.
+            config: Of the model, which gives the default size of the views and the statistics of the normalization.
 
         Raises:
             ValueError: On an impossible number, size or range of views.
         """
         # Their lengths are checked where they are used: by __post_init__ and by StellarViews.
+        global_size = self.global_size or config.image_size
         return StellarViews(
             num_global_views=self.num_global_views,
             num_local_views=self.num_local_views,
-            global_size=config.image_size,
-            local_size=self.local_size or _default_local_size(config),
+            global_size=global_size,
+            local_size=self.local_size or _default_local_size(global_size, config.patch_size),
             global_scale=tuple(self.global_scale),  # type: ignore[arg-type]
             local_scale=tuple(self.local_scale),  # type: ignore[arg-type]
             jitter_probability=self.jitter_probability,
@@ -275,6 +283,6 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _default_local_size(config: StellarConfig) -> int:
-    """The side of a local view that is to the image as in the paper, in whole patches."""
-    return config.patch_size * max(1, round(config.image_size * _LOCAL_SIZE / _IMAGE_SIZE / config.patch_size))
+def _default_local_size(global_size: int, patch_size: int) -> int:
+    """The side of a local view that is to the global one as in the paper, in whole patches."""
+    return patch_size * max(1, round(global_size * _LOCAL_SIZE / _IMAGE_SIZE / patch_size))
