@@ -49,7 +49,7 @@ def run(options: Options) -> list[Row]:
 
 
 class Training:
-    """A process that trains as the recipe photo_mosaics says, some steps whenever it is asked to."""
+    """A process that trains as the recipe tabletop_scenes says, some steps whenever it is asked to."""
 
     def __init__(self, source: Path, options: Options):
         self._folder = tempfile.TemporaryDirectory()

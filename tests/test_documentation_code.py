@@ -63,7 +63,7 @@ def test_first_lines(page, folder):
         image_processor=StellarImageProcessorPil.from_pretrained(stellar_hf.DEMO_MODEL),
         model=StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL),
     )
-    pipe.save_pretrained("stellar-photo-mosaics/pipeline")
+    pipe.save_pretrained("stellar-tabletop-scenes/pipeline")
     output = run_page(page)["output"]
     assert (output.sparse_tokens.shape, output.localization.shape) == ((1, 6, 128), (1, 256, 6))
 

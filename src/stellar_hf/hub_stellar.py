@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,13 @@ _PIPELINE_TAGS = {
     "AutoModelForSemanticSegmentation": "image-segmentation",
 }
 
-# The metrics at https://huggingface.co/metrics that results are in, by the last word of a result's name.
-_METRIC_IDS = {"accuracy": "accuracy", "miou": "mean_iou"}
+# The metrics at https://huggingface.co/metrics that results are in, by the end of a result's name.
+_METRIC_IDS = {
+    "accuracy": "accuracy",
+    "own_material_knn": "accuracy",
+    "miou": "mean_iou",
+    "mean_best_overlap": "mean_iou",
+}
 
 _IMAGENET = "ILSVRC/imagenet-1k"
 
@@ -401,6 +406,7 @@ def write_model_card(
     pipeline_tag = _PIPELINE_TAGS.get(auto_class, "image-feature-extraction")
     dataset = dataset or ", ".join(dataset_ids)
     results = metrics or {}
+    metric_ids = {metric for name in results if (metric := _metric_id(name))}
     eval_results = _eval_results(pipeline_tag, dataset, dataset_ids, results) + _published_results(released)
     card_data = ModelCardData(
         library_name="transformers",
@@ -410,7 +416,7 @@ def write_model_card(
         tags=["stellar", "self-supervised", *tags],
         base_model=base_model,
         datasets=list(dataset_ids) or None,
-        metrics=sorted({result.metric_type for result in eval_results} | _metric_ids(results)) or None,
+        metrics=sorted({result.metric_type for result in eval_results} | metric_ids) or None,
         model_name=name if eval_results else None,
         eval_results=eval_results or None,
     )
@@ -514,12 +520,12 @@ def _eval_results(
             task_type=task,
             dataset_type=dataset_ids[0] if dataset_ids else dataset.replace(" ", "-"),
             dataset_name=dataset,
-            metric_type=_METRIC_IDS[name.split("_")[-1]],
+            metric_type=metric,
             metric_name=name,
             metric_value=value,
         )
         for name, value in metrics.items()
-        if dataset and _metric_ids([name])
+        if dataset and (metric := _metric_id(name))
     ]
 
 
@@ -543,7 +549,6 @@ def _published_results(released: str | None) -> list[EvalResult]:
     ]
 
 
-def _metric_ids(names: Iterable[str]) -> set[str]:
-    """The Hub's metrics among results, by the last word of their names: `test_knn_accuracy` is an accuracy."""
-    last_words = {name.split("_")[-1] for name in names}
-    return {metric for word, metric in _METRIC_IDS.items() if word in last_words}
+def _metric_id(name: str) -> str | None:
+    """The Hub's metric of a result: `test_knn_accuracy` is an accuracy."""
+    return next((metric for end, metric in _METRIC_IDS.items() if f"_{name}".endswith(f"_{end}")), None)

@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoModelForPreTraining, ViTConfig, ViTModel
 
 import stellar_hf  # noqa: F401 - makes the Auto classes know the model
 from stellar_hf import MaskGitVQModel
-from stellar_hf.data import images_to_tensor, load_images, load_photo_mosaics
+from stellar_hf.data import images_to_tensor, load_images, load_tabletop_scenes
 from stellar_hf.evaluation import psnr
 from stellar_hf.training.evaluation import sample_rows
 
@@ -122,7 +122,7 @@ def main_job(forking_python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("job") / "model"
     command = [forking_python, "-m", "accelerate.commands.launch", "-m", "stellar_hf.cli.pretrain"]
     command += ["--max_steps=2", "--logging_steps=1", "--per_device_train_batch_size=16"]
-    command += ["--num_train_scenes=64", "--num_eval_scenes=32"]
+    command += ["--num_train_scenes=32", "--num_eval_scenes=24"]
     process = subprocess.run(
         [*command, f"--output_dir={folder}"], env=ENVIRONMENT, capture_output=True, text=True, timeout=500
     )
@@ -132,25 +132,38 @@ def main_job(forking_python, tmp_path_factory):
 
 def test_main_job_writes_all_results(main_job):
     results = json.loads((main_job[1] / "all_results.json").read_text())
-    of_model = ("knn_accuracy", "linear_accuracy", "concept_accuracy", "psnr", "localization_miou")
-    names = [f"{prefix}test_{name}" for prefix in ("", "untrained_") for name in of_model]
-    names += ["raw_pixels_test_knn_accuracy", "raw_pixels_test_linear_accuracy", "train_loss"]
+    of_maps = ("foreground_ari", "mean_best_overlap", "object_recall", "map_position_r2")
+    of_tokens = ("own_material_knn", "other_material_knn", "own_shape_linear", "token_position_r2")
+    names = [f"{row}test_{name}" for row in ("", "untrained_", "kmeans_") for name in (*of_maps, *of_tokens)]
+    names += [
+        "test_psnr",
+        "untrained_test_psnr",
+        "patch_means_test_psnr",
+        "chance_test_own_material_knn",
+        "train_loss",
+    ]
     assert {name: type(results.get(name)) for name in names} == dict.fromkeys(names, float)
     assert results["test_psnr"] != results["untrained_test_psnr"]
+    assert results["kmeans_test_foreground_ari"] > 0.4  # colours and places, in eight segments
 
 
 def test_main_job_prints_progress_and_a_table_and_nothing_alarming(main_job):
     process, folder = main_job
     lines = process.stdout.splitlines()
-    assert lines[0].endswith("8 sparse tokens, 64 images at 32x32 pixels")
+    assert lines[0].endswith("8 sparse tokens, 32 images at 64x64 pixels")
     title = next(line for line in lines if line.split()[:2] == ["step", "loss"])
     assert [line.split()[0] for line in lines[lines.index(title) + 1 :][:2]] == ["1", "2"]
-    assert [name for line in lines for name in re.findall(r"^(.{10,}?)  .*\d\.\d", line)][-4:] == [
-        "raw pixels",
-        "before training",
-        "after training",
-        "demo model",
+    rule = lines.index("-" * 80)
+    assert [line[:11].strip() for line in lines[rule + 1 : rule + 6]] == [
+        "chance",
+        "k-means",
+        "patch means",
+        "untrained",
+        "trained",
     ]
+    as_good = lines[lines.index("As good as trained, or better:") :]
+    assert any(line.startswith("  k-means: FG-ARI, mBO, found") for line in as_good)
+    assert not any(line.startswith("  k-means: ") and "PSNR" in line for line in as_good)
     assert all(len(line) <= 100 for line in lines if str(folder) not in line)
     assert "{" not in process.stdout
     assert "2/2" in process.stderr  # the progress bar
@@ -164,7 +177,7 @@ def test_main_job_shows_reconstructions_through_the_pipeline(main_job):
     with Image.open(said[1]) as figure:
         assert min(figure.size) > 500
     pipe = stellar_hf.StellarPipeline.from_pretrained(folder / "pipeline")
-    scenes = load_photo_mosaics("test", 32, 32, 2, seed=1)
+    scenes = load_tabletop_scenes("test", 24, seed=1)
     scenes = scenes.select(sample_rows(scenes, 8))["image"][:]
     target = torch.stack(images_to_tensor(scenes)) / 255
     found = pipe(image=scenes, output_type="pt").images
@@ -178,14 +191,14 @@ def test_auto_classes_load_the_folder_as_the_output_says(main_job, load_processo
     inputs = load_processor(folder)(image, return_tensors="pt")
     assert AutoModel.from_pretrained(folder)(**inputs).sparse_tokens.shape[:2] == (1, 8)
     output = AutoModelForPreTraining.from_pretrained(folder)(**inputs, return_loss=False)
-    assert output.reconstruction.shape == (1, 3, 32, 32)
+    assert output.reconstruction.shape == (1, 3, 64, 64)
 
 
 def test_main_job_writes_a_pipeline_that_reconstructs_as_the_model_does(main_job):
     process, folder = main_job
     assert f'StellarPipeline.from_pretrained("{folder / "pipeline"}")' in process.stdout
     pipe = stellar_hf.StellarPipeline.from_pretrained(folder / "pipeline")
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     inputs = pipe.image_processor(image, return_tensors="pt")
     model = AutoModelForPreTraining.from_pretrained(folder)
     with torch.no_grad():
@@ -201,7 +214,7 @@ def test_own_images_train_a_model_whose_processor_normalizes_as_the_training_did
 ):
     run_script(*own_images, "--max_steps=2", f"--output_dir={tmp_path}")
     output = capsys.readouterr().out
-    assert "photo mosaics" not in output and f'AutoModel.from_pretrained("{tmp_path}")' in output
+    assert "tabletop scenes" not in output and f'AutoModel.from_pretrained("{tmp_path}")' in output
     assert (tmp_path / "reconstructions.png").is_file()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     pixel_values = load_processor(tmp_path)(pixels, return_tensors="pt")["pixel_values"]
@@ -334,7 +347,7 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(pretrain,
 
 def test_the_recipe_that_is_taken_where_none_is_named(pretrain, photos):
     model_args, _, training_args = pretrain.parse_arguments([])
-    assert model_args.model_config["image_size"] == 32 and training_args.num_global_views == 1
+    assert model_args.model_config["image_size"] == 64 and training_args.num_global_views == 1
     # A model that goes on keeps its own configuration.
     model_args, _, training_args = pretrain.parse_arguments(["--model_name_or_path=model"])
     assert model_args.model_config == {} and training_args.num_global_views == 1

@@ -170,8 +170,8 @@ def test_a_recipe_replaces_values_of_its_base_one_by_one(tmp_path):
 
 
 def test_a_recipe_builds_on_a_packaged_one(tmp_path):
-    recipe = write(tmp_path, "a.yaml", "base: photo_mosaics\nseed: 7\n")
-    assert read_recipe(recipe, TYPES) == {**read_recipe("photo_mosaics", TYPES), "seed": 7}
+    recipe = write(tmp_path, "a.yaml", "base: tabletop_scenes\nseed: 7\n")
+    assert read_recipe(recipe, TYPES) == {**read_recipe("tabletop_scenes", TYPES), "seed": 7}
 
 
 @pytest.mark.parametrize("name", [name for name in PACKAGED if name != "adapt"])  # which brings no model

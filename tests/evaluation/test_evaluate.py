@@ -10,14 +10,16 @@ import torch
 from PIL import Image
 
 from stellar_hf import StellarConfig, StellarForPreTraining, StellarImageProcessorPil
-from stellar_hf.data import load_photo_mosaics
+from stellar_hf.data import load_photo_mosaics, load_tabletop_scenes
 from stellar_hf.evaluation import (
+    KMeansSegments,
+    evaluate_scenes,
     evaluate_stellar,
     format_results_table,
     psnr,
-    raw_pixel_baseline,
     tokens_and_psnr,
 )
+from stellar_hf.evaluation.evaluate import SCENE_COLUMNS
 from stellar_hf.features import encode_images
 
 
@@ -123,36 +125,78 @@ def test_missing_columns_and_empty_datasets_are_named(mosaics):
         evaluate_stellar(tiny_model(), **{**mosaics, "scenes": mosaics["scenes"].select([])}, show_progress=False)
 
 
-def test_raw_pixels_beat_chance_and_know_their_training_set(mosaics):
-    crops_train, crops_test = mosaics["crops_train"], mosaics["crops_test"]
-    results = raw_pixel_baseline(crops_train, crops_test)
-    assert set(results) == {"knn_accuracy", "linear_accuracy"}
-    assert results["knn_accuracy"] > 1 / 19
-    assert raw_pixel_baseline(crops_train, crops_train)["linear_accuracy"] > 0.8
+# Scenes --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, datasets.Dataset]:
+    return {split: load_tabletop_scenes(split, 40, image_size=32) for split in ("train", "test")}
+
+
+PROCESSOR = StellarImageProcessorPil(do_resize=False, do_center_crop=False)
+RGB = StellarImageProcessorPil(do_resize=False, do_center_crop=False, do_normalize=False)
+
+
+def test_figures_of_scenes_are_in_their_ranges_and_do_not_depend_on_batches(scenes):
+    model = tiny_model()
+    results = evaluate_scenes(model, PROCESSOR, **scenes, show_progress=False)
+    assert {name for name, *_ in SCENE_COLUMNS} <= results.keys()
+    for name in results.keys() - {"psnr"}:
+        least = -0.5 if name.endswith(("ari", "r2")) else 0
+        assert least <= results[name] <= 1, name
+    assert 0 < results["psnr"] < 40
+    again = evaluate_scenes(model, PROCESSOR, **scenes, batch_size=7, show_progress=False)
+    assert again == pytest.approx(results, abs=0.02)
+
+
+def test_segments_by_colours_and_places_tell_objects_apart_and_where_they_are(scenes):
+    """And an untrained model does not. What has no decoder has no PSNR."""
+    kmeans = evaluate_scenes(KMeansSegments(8), RGB, **scenes, show_progress=False)
+    untrained = evaluate_scenes(tiny_model(), PROCESSOR, **scenes, show_progress=False)
+    for name in ("foreground_ari", "mean_best_overlap", "object_recall", "map_position_r2"):
+        assert kmeans[name] > untrained[name] + 0.1, name
+    assert kmeans["map_position_r2"] > 0.5 > kmeans["token_position_r2"] + 0.3
+    assert kmeans["own_material_knn"] > kmeans["own_material_chance"] == untrained["own_material_chance"]
+    assert "psnr" not in kmeans
+
+
+def test_a_broken_scene_is_left_out_of_every_figure(scenes, caplog):
+    rows = scenes["test"].cast_column("image", datasets.Image(decode=False)).to_list()
+    rows.insert(2, {**rows[0], "image": {"bytes": b"no image", "path": "broken.png"}})
+    broken = datasets.Dataset.from_list(rows, features=scenes["test"].features)
+    model = tiny_model()
+    expected = evaluate_scenes(model, PROCESSOR, **scenes, show_progress=False)
+    found = evaluate_scenes(model, PROCESSOR, **{**scenes, "test": broken}, show_progress=False)
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert caplog.text.count("broken.png cannot be read") == 1
+
+
+def test_scenes_without_masks_are_named(scenes):
+    no_mask = {**scenes, "test": scenes["test"].remove_columns("mask")}
+    with pytest.raises(ValueError, match=r"no columns \['mask'\]"):
+        evaluate_scenes(tiny_model(), PROCESSOR, **no_mask, show_progress=False)
 
 
 def test_table_is_aligned_and_shows_units_and_gaps():
-    full = {
-        "knn_accuracy": 0.8349,
-        "linear_accuracy": 1.0,
-        "concept_accuracy": 0.5,
-        "concept_coverage": 0.25,
-        "psnr": 24.26,
-        "localization_miou": 0.616,
-        "localization_sharpness": 0.7,
-    }
-    table = format_results_table({"raw pixels": {"knn_accuracy": 0.33}, "a model trained longer": full})
+    columns = (
+        ("knn_accuracy", ("kNN", "%"), 100, 1),
+        ("linear_accuracy", ("linear", "%"), 100, 1),
+        ("psnr", ("PSNR", "dB"), 1, 1),
+        ("miou", ("localization", "mIoU"), 1, 2),
+    )
+    full = {"knn_accuracy": 0.8349, "linear_accuracy": 1.0, "psnr": 24.26, "miou": 0.616, "sharpness": 0.7}
+    table = format_results_table({"raw pixels": {"knn_accuracy": 0.33}, "a model trained longer": full}, columns)
     lines = table.splitlines()
     assert len(lines) == 5
     assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["kNN", "linear", "concept", "coverage", "PSNR", "localization"]
-    assert lines[1].split() == ["%", "%", "%", "%", "dB", "mIoU"]
-    assert lines[3].removeprefix("raw pixels").split() == ["33.0", "–", "–", "–", "–", "–"]
-    assert lines[4].removeprefix("a model trained longer").split() == ["83.5", "100.0", "50.0", "25.0", "24.3", "0.62"]
+    assert lines[0].split() == ["kNN", "linear", "PSNR", "localization"]
+    assert lines[1].split() == ["%", "%", "dB", "mIoU"]
+    assert lines[3].removeprefix("raw pixels").split() == ["33.0", "–", "–", "–"]
+    assert lines[4].removeprefix("a model trained longer").split() == ["83.5", "100.0", "24.3", "0.62"]
 
 
-def test_table_of_the_usual_rows_fits_a_terminal():
-    table = format_results_table({name: {} for name in ("raw pixels", "before training", "demo model, 2 hours")})
+def test_table_of_scenes_fits_a_terminal():
+    table = format_results_table({name: {} for name in ("k-means", "patch means", "untrained", "trained")})
     assert max(map(len, table.splitlines())) <= 80
 
 

@@ -480,7 +480,7 @@ trainer = StellarTrainer(
 trainer.train()
 trainer.save_model()
 trainer.save_metrics("test", {"test_knn_accuracy": 0.75, "test_runtime": 3.0})
-trainer.push_to_hub(dataset="photo mosaics", blocking=True)
+trainer.push_to_hub(dataset="tabletop scenes", blocking=True)
 model = trainer.model.eval()
 with torch.no_grad():
     torch.save(dict(model(**inputs, return_loss=False)), folder / "trained.pt")
@@ -559,8 +559,8 @@ def pushed(run_python, tiny_config, photograph, tmp_path_factory):
     np.save(folder / "image.npy", photograph)
     config = tiny_config(hidden_size=16, num_hidden_layers=1).to_diff_dict()
     fields = {name: value for name, value in config.items() if name not in ("transformers_version", "model_type")}
-    pretrain = [SCRIPT, "--output_dir", folder / "mosaics", "--model_config", json.dumps(fields), "--push_to_hub"]
-    pretrain += ["--hub_model_id", "tester/mosaics", "--max_steps=2", "--num_train_scenes=8", "--num_eval_scenes=16"]
+    pretrain = [SCRIPT, "--output_dir", folder / "scenes", "--model_config", json.dumps(fields), "--push_to_hub"]
+    pretrain += ["--hub_model_id", "tester/scenes", "--max_steps=2", "--num_train_scenes=8", "--num_eval_scenes=16"]
     pretrain += ["--per_device_train_batch_size=4", "--use_cpu", "--disable_tqdm=true"]
     config, tables = tiny_config().to_json_string(), [json.dumps(table) for table in (HEADS, IN_FOLDERS)]
     run_python(SAVE_AND_PUSH, folder, config, HAND_WRITTEN, *tables, json.dumps(list(map(str, pretrain))))

@@ -23,11 +23,11 @@ def test_card_says_what_is_known(model, tmp_path):
     write_model_card(
         tmp_path,
         model,
-        name="mosaics",
+        name="scenes",
         tags=["tiny"],
         base_model="owner/base",
         dataset_ids=["owner/photographs"],
-        metrics={"test_knn_accuracy": 0.5, "test_localization_miou": 0.25},
+        metrics={"test_knn_accuracy": 0.5, "test_mean_best_overlap": 0.25, "test_psnr": 20.0},
         training={"Steps": 3},
     )
     card = ModelCard.load(tmp_path / "README.md")
@@ -36,7 +36,7 @@ def test_card_says_what_is_known(model, tmp_path):
     assert card.data.datasets == ["owner/photographs"]
     assert card.data.metrics == ["accuracy", "mean_iou"]
     shown = {result.metric_name: (result.metric_type, result.metric_value) for result in card.data.eval_results}
-    assert shown == {"test_knn_accuracy": ("accuracy", 0.5), "test_localization_miou": ("mean_iou", 0.25)}
+    assert shown == {"test_knn_accuracy": ("accuracy", 0.5), "test_mean_best_overlap": ("mean_iou", 0.25)}
     assert {result.dataset_type for result in card.data.eval_results} == {"owner/photographs"}
     for row in ("| Steps | 3 |", "| test_knn_accuracy | 0.5 |", f"| Parameters | {model.num_parameters():,} |"):
         assert row in card.text

@@ -84,8 +84,8 @@ class AdaptationArguments:
     old_eval_dir: str | None = field(
         default=None,
         metadata={
-            "help": "The same, to measure on; or photo_mosaics, the embedded scenes, for models that were trained on "
-            "them, as which the demo model takes them by default. Without old images nothing is guarded."
+            "help": "The same, to measure on; or photo_mosaics, the embedded mosaics, for models that were trained "
+            "on them, as the demo model was, which takes them by default. Without old images nothing is guarded."
         },
     )
     max_knn_drop: float = field(

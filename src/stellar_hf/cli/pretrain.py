@@ -3,12 +3,12 @@
 """
 Pre-trains STELLAR.
 
-    stellar-hf pretrain                                         # embedded photographs, minutes on a CPU
+    stellar-hf pretrain                                         # embedded scenes, minutes on a CPU
     stellar-hf pretrain --train_dir photos --output_dir out     # your images, with values that fit them
     stellar-hf pretrain recipe.yaml --max_steps 5000            # values from a file; flags override them
     accelerate launch --num_processes 8 -m stellar_hf.cli.pretrain recipe.yaml
 
-A recipe is a YAML or JSON file, or the name of a packaged one: photo_mosaics (taken without any arguments),
+A recipe is a YAML or JSON file, or the name of a packaged one: tabletop_scenes (taken without any arguments),
 own_images and own_images_gpu (taken for images of your own, where neither a model nor its model_config is given).
 Flags override the values of a recipe, a recipe the defaults; model_config is merged field by field.
 
@@ -38,7 +38,7 @@ from .. import (
     StellarTrainer,
     StellarTrainingArguments,
 )
-from ..data import EndlessStream, load_images, load_photo_mosaics
+from ..data import EndlessStream, load_images, load_tabletop_scenes
 from ..released_stellar import RELEASED_NAMES
 from ..training import default_processor
 from ..training.monitoring import warning_of_random_weights
@@ -46,7 +46,7 @@ from .own_images import fit_to_images
 from .parser import CommandParser
 from .process import errors_in_a_sentence, use_all_cores
 from .recipes import read_recipe
-from .results import MosaicEvaluation, how_to_load, save_pipeline, show_reconstructions
+from .results import SceneEvaluation, how_to_load, save_pipeline, show_reconstructions
 from .resuming import announce, find_checkpoint, train_or_load
 
 Images: TypeAlias = datasets.Dataset | datasets.IterableDataset
@@ -109,7 +109,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """Which images to train on; the embedded photo mosaics by default."""
+    """Which images to train on; the embedded tabletop scenes by default."""
 
     _argument_group_name = "images"
 
@@ -137,10 +137,8 @@ class DataArguments:
         },
     )
     eval_split: str | None = field(default=None, metadata={"help": "Split of dataset_name to measure on."})
-    num_train_scenes: int = field(default=20000, metadata={"help": "Photo mosaics to train on."})
-    num_eval_scenes: int = field(
-        default=2000, metadata={"help": "Photo mosaics and crops of the test split to evaluate on."}
-    )
+    num_train_scenes: int = field(default=20000, metadata={"help": "Embedded scenes to train on."})
+    num_eval_scenes: int = field(default=2000, metadata={"help": "Embedded scenes of the test split to measure on."})
 
     @property
     def is_embedded(self) -> bool:
@@ -243,7 +241,7 @@ def make_parser() -> CommandParser:
 def default_recipe(given: Mapping[str, Any]) -> str | None:
     """The packaged recipe for what is given, or None where the model is chosen already."""
     if "train_dir" not in given and "dataset_name" not in given:
-        return "photo_mosaics"
+        return "tabletop_scenes"
     if given.keys() & {"model_config", "model_name_or_path", "vq_model_name_or_path"}:
         return None
     has_gpu = torch.accelerator.is_available() and not given.get("use_cpu")
@@ -349,7 +347,7 @@ def open_images(data_args: DataArguments, training_args: StellarTrainingArgument
         ValueError: If there are none, or a stream would never end.
     """
     if data_args.is_embedded:
-        return load_photo_mosaics("train", data_args.num_train_scenes, image_size)
+        return load_tabletop_scenes("train", data_args.num_train_scenes, image_size)
     return open_own_images(data_args, training_args)
 
 
@@ -388,8 +386,8 @@ def open_eval_images(
     measures_while_training = training_args.eval_strategy != "no"
     if data_args.is_embedded:
         if not measures_while_training:
-            return None  # the table of the end is measured on other scenes
-        return load_photo_mosaics("test", data_args.num_eval_scenes, image_size)
+            return None  # the table of the end is of the test split
+        return load_tabletop_scenes("validation", data_args.num_eval_scenes, image_size)
     if data_args.eval_dir is not None:
         check_folder("eval_dir", data_args.eval_dir)
         return load_images(data_args.eval_dir, image_column=training_args.image_column)
@@ -429,11 +427,11 @@ def train_and_measure(
     trainer.save_state()
     if table is not None:
         trainer.save_metrics("test", table.add_trained(trainer.model))
-        print(f"\nTest split of the photo mosaics\n\n{table.table()}\n")
+        print(f"\nTest split of the tabletop scenes\n\n{table.table()}\n")
     elif trainer.eval_dataset is not None and not data_args.is_embedded:
         if is_finished or not trainer.is_evaluated():  # a finished run may be given other images to measure on
             trainer.save_metrics("eval", trainer.evaluate())
-    write_results(trainer, images if table is None else table.data["scenes"], vq_model, data_args)
+    write_results(trainer, images if table is None else table.test, vq_model, data_args)
 
 
 def write_results(
@@ -467,19 +465,16 @@ def write_results(
         print(how_to_load(str(trainer.args.output_dir)))
 
 
-def start_table(trainer: StellarTrainer, data_args: DataArguments) -> MosaicEvaluation:
+def start_table(trainer: StellarTrainer, data_args: DataArguments) -> SceneEvaluation:
     """The table of the end, with the rows that are known before the training."""
-    table = MosaicEvaluation(
-        data_args.num_eval_scenes, trainer.model.config.image_size, show_progress=not trainer.args.disable_tqdm
-    )
-    table.add_untrained(trainer.model)
-    return table
+    show_progress = not trainer.args.disable_tqdm
+    return SceneEvaluation(data_args.num_eval_scenes, trainer.model, trainer.processing_class, show_progress)
 
 
 def model_card_arguments(args: DataArguments) -> dict[str, str]:
     """What the data is called; of a folder of one's own the trainer says how many images of how many classes."""
     if args.is_embedded:
-        return {"dataset": "photo mosaics"}
+        return {"dataset": "tabletop scenes"}
     if args.dataset_name is not None and not Path(args.dataset_name).exists():
         return {"dataset_tags": args.dataset_name}
     return {}

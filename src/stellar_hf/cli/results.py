@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """What a pre-training leaves besides the model: the table of the embedded benchmark, the pipeline and its figure."""
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,53 +13,106 @@ from PIL import Image, ImageOps
 import stellar_hf
 
 from .. import StellarConfig, StellarForImageReconstruction, StellarForPreTraining, StellarTrainer
-from ..data import StellarCollator, images_to_tensor, load_photo_mosaics, undecoded
-from ..evaluation import evaluate_stellar, format_results_table, psnr, raw_pixel_baseline
+from ..data import StellarCollator, images_to_tensor, load_tabletop_scenes, undecoded
+from ..evaluation import KMeansSegments, evaluate_scenes, format_results_table, psnr, representation_size
+from ..evaluation.compression import patch_means
+from ..evaluation.evaluate import SCENE_COLUMNS
 from ..hub_stellar import FIGURE_NAME
 from ..training.evaluation import sample_rows
 from ..visualization import plot_reconstructions
 
 NUM_SHOWN = 8
 
+# Begins the names of a row's figures in all_results.json.
+_PREFIXES = {
+    "chance": "chance_",
+    "k-means": "kmeans_",
+    "patch means": "patch_means_",
+    "untrained": "untrained_",
+    "trained": "",
+}
+# What the token of an object should not say: another object's material, and a place.
+_NOT_TO_BE_TOLD = ("other_material_knn", "token_position_r2")
+_LEGEND = """
+FG-ARI, mBO, found  whether each object has a token of its own; found: overlap above 0.5
+material, shape     what the token of an object tells of it (nearest neighbours; linear)
+other's             what it tells of another object's material; chance is best
+place               how well the object's place is told from its token S (0 is best), and
+                    from its map L (1 is best)
+PSNR                how exact the reconstruction is
+k-means             pixels of an image by colour and place, as many segments as tokens
+patch means         as many numbers as S and L have
+"""
 
-class MosaicEvaluation:
-    """The rows of the final table, measured on the test split of the photo mosaics."""
 
-    def __init__(self, num_scenes: int, image_size: int, show_progress: bool):
-        def mosaics(split: str, count: int, num_regions: int) -> datasets.Dataset:
-            # Neighbours and probes take other scenes of the training split than the training does.
-            return load_photo_mosaics(split, count, image_size, num_regions, seed=1)
+class SceneEvaluation:
+    """
+    The rows of the final table, measured on the test split of the tabletop scenes.
 
-        self.data = {
-            "crops_train": mosaics("train", 2 * num_scenes, 1),
-            "crops_test": mosaics("test", num_scenes, 1),
-            "scenes_train": mosaics("train", 2 * num_scenes, 2),
-            "scenes": mosaics("test", num_scenes, 2),
-        }
+    Args:
+        num_scenes: Scenes to measure on; twice as many of the training split are there to learn from.
+        model: The model before its training.
+        processor: Its image processor.
+        show_progress: Whether to show progress bars.
+    """
+
+    def __init__(self, num_scenes: int, model: StellarForPreTraining, processor: Any, show_progress: bool):
+        size = model.config.image_size
+        # Neighbours and probes take other scenes of the training split than the training does.
+        self.train = load_tabletop_scenes("train", 2 * num_scenes, size, seed=1)
+        self.test = load_tabletop_scenes("test", num_scenes, size, seed=1)
+        self.processor = processor
         self.show_progress = show_progress
-        self.rows = {"raw pixels": raw_pixel_baseline(self.data["crops_train"], self.data["crops_test"])}
-
-    def measure(self, model: StellarForPreTraining) -> dict[str, float]:
-        return evaluate_stellar(model, **self.data, show_progress=self.show_progress)
-
-    def add_untrained(self, model: StellarForPreTraining) -> None:
-        self.rows["before training"] = self.measure(model)
+        segments = KMeansSegments(model.config.num_sparse_tokens, processor.image_mean, processor.image_std)
+        kmeans = self._measure("k-means", segments.to(model.device))
+        chance = {
+            f"{name.removesuffix('_chance')}_{probe}": value
+            for name, value in kmeans.items()
+            if name.endswith("_chance")
+            for probe in ("knn", "linear")
+        }
+        self.rows = {"chance": chance, "k-means": kmeans, "patch means": self._measure_patch_means(model.config)}
+        self.rows["untrained"] = self._measure("untrained", model)
 
     def add_trained(self, model: StellarForPreTraining) -> dict[str, float]:
         """Measures the trained model; returns the figures of all rows under the names of `all_results.json`."""
-        self.rows["after training"] = self.measure(model)
-        prefixes = {"raw pixels": "raw_pixels_", "before training": "untrained_", "after training": ""}
-        figures = {
-            f"{prefix}test_{name}": value for row, prefix in prefixes.items() for name, value in self.rows[row].items()
+        self.rows["trained"] = self._measure("trained", model)
+        return {
+            f"{_PREFIXES[row]}test_{name}": values[name]
+            for row, values in self.rows.items()
+            for name, *_ in SCENE_COLUMNS
+            if name in values
         }
-        if model.config.image_size == StellarConfig.from_pretrained(stellar_hf.DEMO_MODEL).image_size:
-            # As they were measured on 2000 scenes: measuring this larger model takes longer than a small training.
-            demo = json.loads(Path(stellar_hf.DEMO_MODEL, "all_results.json").read_text())
-            self.rows["demo model"] = {name.removeprefix("test_"): value for name, value in demo.items()}
-        return figures
 
     def table(self) -> str:
-        return format_results_table(self.rows)
+        """The table, what its columns are, and what the other rows are as good at as the trained model."""
+        lines = [format_results_table(self.rows), _LEGEND]
+        as_good = {row: ", ".join(self._as_good(row)) for row in self.rows if row != "trained"}
+        if any(as_good.values()):
+            lines.append("As good as trained, or better:")
+            lines += [f"  {row}: {columns}" for row, columns in as_good.items() if columns]
+        return "\n".join(lines)
+
+    def _as_good(self, row: str) -> list[str]:
+        values, trained = self.rows[row], self.rows["trained"]
+        return [
+            "place from L" if name == "map_position_r2" else title
+            for name, (title, _), *_ in SCENE_COLUMNS
+            if name not in _NOT_TO_BE_TOLD and name in values and values[name] >= trained.get(name, math.inf)
+        ]
+
+    def _measure(self, row: str, model: Any) -> dict[str, float]:
+        return evaluate_scenes(
+            model, self.processor, self.train, self.test, description=row, show_progress=self.show_progress
+        )
+
+    def _measure_patch_means(self, config: StellarConfig) -> dict[str, float]:
+        """The PSNR of as many mean colours as S and L have numbers."""
+        num_patches = (config.image_size // config.patch_size) ** 2
+        numbers, _ = representation_size(num_patches, config.num_sparse_tokens, config.hidden_size)
+        images = torch.stack(images_to_tensor(self.test["image"][:])) / 255
+        means = torch.stack([patch_means(image, bits=8 * numbers) for image in images])
+        return {"psnr": psnr(means, images).mean().item()}
 
 
 def save_pipeline(trainer: StellarTrainer, vq_model: "stellar_hf.MaskGitVQModel | None") -> None:

@@ -22,9 +22,9 @@ from .disentanglement import SceneObjects as SceneObjects
 from .disentanglement import ridge_r2 as ridge_r2
 from .disentanglement import shift_equivariance as shift_equivariance
 from .disentanglement import what_and_where as what_and_where
+from .evaluate import evaluate_scenes as evaluate_scenes
 from .evaluate import evaluate_stellar as evaluate_stellar
 from .evaluate import format_results_table as format_results_table
-from .evaluate import raw_pixel_baseline as raw_pixel_baseline
 from .knn import knn_accuracies as knn_accuracies
 from .knn import knn_accuracy as knn_accuracy
 from .knn import nearest_neighbours as nearest_neighbours

@@ -111,14 +111,15 @@ def tokens_and_psnr(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
         pixel_values: (B, 3, H, W) float32, normalized.
 
     Returns:
-        `pooler_output` (B, d), `sparse_tokens` (B, r, d), `localization` (B, N, r) and, with the pixel head, `psnr`
-        (B,) in dB: of the image without what its patches do not tile.
+        `pooler_output` (B, d), `sparse_tokens` (B, r, d), `localization` (B, N, r), `grid_size` (B, 2) and, with the
+        pixel head, `psnr` (B,) in dB: of the image without what its patches do not tile.
     """
     output = model(pixel_values.to(model.dtype), return_loss=False)
     features = {
         "pooler_output": output.sparse_tokens.float().mean(dim=1),
         "sparse_tokens": output.sparse_tokens,
         "localization": output.localization,
+        "grid_size": output.grid_size,
     }
     if model.config.reconstruction_target == "pixels":
         target = target_of(model.config, pixel_values, output.reconstruction.shape[-2:])
