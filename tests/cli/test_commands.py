@@ -24,7 +24,7 @@ def test_help_names_every_command_without_loading_torch():
     assert [line[0] for line in lines] == list(COMMANDS) and all(len(line) > 3 for line in lines)
 
 
-@pytest.mark.parametrize(("name", "said"), [("pre-train", "did you mean pretrain?"), ("zzz", "there are pretrain,")])
+@pytest.mark.parametrize(("name", "said"), [("pre-train", "did you mean pretrain?"), ("zzz", "there are demo,")])
 def test_unknown_command(capsys, name, said):
     with pytest.raises(SystemExit) as exit:
         main([name])

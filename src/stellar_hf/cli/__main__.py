@@ -15,17 +15,25 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "pretrain": "pre-train STELLAR, on embedded photographs or on images of your own",
-    "adapt": "train a released model, or your own, further on your images, and guard what it knew",
-    "extract": "write tokens, localization and labels of any images to Parquet shards",
-    "convert": "turn the authors' checkpoints into folders for from_pretrained",
+    "demo": "draw a first figure with the packaged model, without any training",
     "reconstruct": "encode images into a few tokens, decode them again, and draw both",
     "edit": "move, scale, erase, swap and mix what tokens stand for",
-    "train-prior": "train a prior, by which a pipeline draws images that never were",
-    "export": "write a model to ONNX, and check the file",
+    "extract": "write tokens, localization and labels of any images to Parquet shards",
+    "pretrain": "pre-train STELLAR, on embedded photographs or on images of your own",
+    "adapt": "train a released model, or your own, further on your images, and guard what it knew",
+    "train-prior": "train a prior, by which a pipeline draws new images",
     "evaluate": "measure models by the protocols of the paper, beside baselines that were never trained",
-    "demo": "draw a first figure with the packaged model, without any training",
+    "convert": "turn the authors' checkpoints into folders for from_pretrained",
+    "export": "write a model to ONNX, and check the file",
 }
+
+_HEAD = """\
+usage: stellar-hf COMMAND [ARGUMENTS]
+
+STELLAR turns an image into a few tokens (what is there) and a map of each (where it is).
+"""
+_FOOT = """
+Start with: stellar-hf demo. The arguments of a command: stellar-hf COMMAND --help"""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,9 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}   {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(
-        ["usage: stellar-hf COMMAND [ARGUMENTS]", "", *lines, "", "stellar-hf COMMAND --help tells more."]
-    )
+    return "\n".join([_HEAD, *lines, _FOOT])
 
 
 if __name__ == "__main__":
