@@ -117,7 +117,7 @@ def train(num_threads: int, flags: list[str]) -> None:
     prepare(model_args, data_args, training_args)
     torch.set_num_threads(num_threads)
     model = build_model(model_args)
-    images = open_images(data_args, training_args, model.config.image_size)
+    images = open_images(data_args, training_args, training_args.views(model.config).global_size)
     StellarTrainer(model, training_args, train_dataset=images, callbacks=[OnDemand(answers)]).train()
 
 

@@ -38,13 +38,14 @@ def pretrain(argv: list[str]) -> None:
     vq_model = load_vq_model(model_args)  # None: pixels are reconstructed, no codes
 
     # Any data set with a column of images, such as load_images("photos") or load_dataset("owner/name", split="train").
-    images = open_images(data_args, training_args, model.config.image_size)
+    view_size = training_args.views(model.config).global_size
+    images = open_images(data_args, training_args, view_size)
 
     trainer = StellarTrainer(
         model,
         training_args,
         train_dataset=training_images(images, data_args, training_args),
-        eval_dataset=open_eval_images(data_args, training_args, model.config.image_size),
+        eval_dataset=open_eval_images(data_args, training_args, view_size),
         processing_class=default_processor(model, training_args.background),
         vq_model=vq_model,
     )

@@ -670,19 +670,19 @@ def test_compact_maps_gather_around_their_centers(build):
     torch.testing.assert_close(compact(pixel_values).sparse_tokens, loose(pixel_values).sparse_tokens)
 
 
-def test_refit_puts_the_means_under_the_first_maps_in_the_place_of_the_tokens(build):
-    """One turn with a vanishing weight of places is a step of k-means by cosine; in training there is none."""
+def test_one_turn_of_compact_maps_is_a_step_of_a_mixture_model(build):
+    """With a vanishing weight of places it is a step of k-means by cosine; in training there is none."""
     pixel_values = images(2, 3, 32, 32)
-    turns = {"localization_compactness": 1e-9, "localization_iterations": 1}
-    plain, refit = (build(StellarModel, localization_refit=on, **turns) for on in (False, True))
+    plain = build(StellarModel)
+    compact = build(StellarModel, localization_compactness=1e-9, localization_iterations=1)
     output = plain(pixel_values)
     dense = F.normalize(plain.localization.dense_projection(plain.split(output.last_hidden_state)[1]), dim=-1)
     means = F.normalize(output.localization.transpose(1, 2) @ dense, dim=-1)
     expected = (dense @ means.transpose(1, 2) / plain.config.localization_temperature).softmax(-1)
-    torch.testing.assert_close(refit(pixel_values).localization, expected)
+    torch.testing.assert_close(compact(pixel_values).localization, expected)
     assert (expected - output.localization).abs().max() > 0.01
 
-    torch.testing.assert_close(refit.train()(pixel_values).localization, output.localization)
+    torch.testing.assert_close(compact.train()(pixel_values).localization, output.localization)
 
 
 def test_refined_tokens_are_those_of_the_encoder_and_what_lies_under_their_maps(build):

@@ -91,14 +91,11 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         localization_noise (`float`, defaults to 0.0): Scale of Gumbel noise on the localization scores in training.
             Not in the paper: it makes fine mixtures of tokens useless to the decoder, which keeps L sharp in small
             models that start from random weights.
-        localization_compactness (`float`, defaults to 0.0): Weight of places in the localization scores. Not in the
-            paper: each token prefers patches near those that it has, as one Gaussian of a mixture does, so that its
-            map is one compact region. It adds no parameters: any trained model can be given it.
-        localization_refit (`bool`, defaults to `False`): With `localization_compactness`, whether each turn also puts
-            the mean of D under a token's map in the token's place, so that S gives only the first maps. Not in
-            training, where L has to depend on S. It adds no parameters.
-        localization_iterations (`int`, defaults to 5): Turns of maps and their Gaussians, with
-            `localization_compactness`.
+        localization_compactness (`float`, defaults to 0.0): Weight of places in maps that are compact regions. Not in
+            the paper: above 0, L is fitted to each image as a mixture model of what a patch shows and where it is, in
+            turns that start from the paper's L. Not in training, where L has to depend on S. It adds no parameters:
+            any trained model can be given it.
+        localization_iterations (`int`, defaults to 30): Turns of that fit.
         refine_tokens (`bool`, defaults to `False`): Whether S is refined by what lies under its maps: S + W
             LayerNorm(L^T D / mass) + b. Not in the paper: it makes a token speak of its own region. Masked views keep
             their tokens as they are, and so learn to predict the refined ones.
@@ -177,8 +174,7 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
     localization_temperature: float | int | None = 0.06
     localization_noise: float | int = 0.0
     localization_compactness: float | int = 0.0
-    localization_refit: bool = False
-    localization_iterations: int = 5
+    localization_iterations: int = 30
     refine_tokens: bool = False
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 6
@@ -247,11 +243,6 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         tau, weight = self.localization_temperature, self.reconstruction_weight
         self._check("localization_temperature", tau is None or 0 < tau < math.inf, "a positive number or None")
         self._check("reconstruction_weight", weight is None or 0 <= weight < math.inf, "a number >= 0 or None")
-        self._check(
-            "localization_refit",
-            not self.localization_refit or self.localization_compactness > 0,
-            "False where localization_compactness is 0: it is part of the turns that fit compact maps",
-        )
         self._check("sinkhorn_scale", 0 < self.sinkhorn_scale <= 1, "a number in (0, 1]")
         self._check(
             "reconstruction_target",

@@ -387,10 +387,10 @@ class StellarEmbeddings(nn.Module):
 class StellarLocalization(nn.Module):
     """
     L = softmax over the sparse tokens of cos(W_d D + b_d, W_s S + b_s) / tau (STELLAR, factorization). With
-    `config.localization_compactness` c > 0, which is not in the paper, the scores have c log N(place; mean and
-    variance of the token's map) added: maps and their Gaussians are fitted to each other in
-    `config.localization_iterations` turns, from maps without places. With `config.localization_refit` each turn also
-    puts the mean of D under a token's map in the token's place, but in training.
+    `config.localization_compactness` c > 0, which is not in the paper, a mixture model is fitted to each image outside
+    of training, in `config.localization_iterations` turns from these maps: each token takes the mean direction of the
+    projected D under its map, and the mean and the variance of its places; then the scores are the cosine with that
+    direction over tau, and c log N(place; mean, variance).
     """
 
     def __init__(self, config: StellarConfig):
@@ -398,7 +398,6 @@ class StellarLocalization(nn.Module):
         self.temperature = config.localization_temperature
         self.noise = config.localization_noise
         self.compactness = config.localization_compactness
-        self.refit = config.localization_refit
         self.iterations = config.localization_iterations
         self.dense_projection = nn.Linear(config.hidden_size, config.hidden_size)
         self.sparse_projection = nn.Linear(config.hidden_size, config.hidden_size)
@@ -412,8 +411,8 @@ class StellarLocalization(nn.Module):
         with without_autocast(dense):
             dense, sparse = self._directions(dense.float()), self._directions(sparse.float())
             scores = self._scores_of_content(dense, sparse)
-            if self.compactness > 0:
-                scores = self._compact_scores(scores, dense, patch_positions(grid_size, scores.device))
+            if self.compactness > 0 and not self.training:
+                scores = self._mixture_scores(scores, dense, patch_positions(grid_size, scores.device))
         if self.training and self.noise > 0:
             scores = scores - self.noise * torch.empty_like(scores).exponential_().log()
         return scores.softmax(dim=-1).to(dense_features.dtype)
@@ -425,14 +424,11 @@ class StellarLocalization(nn.Module):
         """Directions (B, N, d) and (B, r, d) to (B, N, r)."""
         return dense @ sparse.transpose(1, 2) / (self.temperature or math.sqrt(dense.shape[-1]))
 
-    def _compact_scores(self, content: torch.Tensor, dense: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Scores (B, N, r) of the content to those of content and places (N, 2)."""
-        scores = content
+    def _mixture_scores(self, scores: torch.Tensor, dense: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Scores (B, N, r) of the tokens to those of the mixture that is fitted to directions and places (N, 2)."""
         for _ in range(self.iterations):
             maps = scores.softmax(dim=-1)
-            if self.refit and not self.training:
-                means = self._directions(means_under_maps(maps, dense))
-                content = self._scores_of_content(dense, means)
+            content = self._scores_of_content(dense, self._directions(means_under_maps(maps, dense)))
             scores = content + self.compactness * spatial_scores(maps, positions)
         return scores
 

@@ -164,12 +164,13 @@ def run(model_args: ModelArguments, data_args: DataArguments, training_args: Ste
     prepare(model_args, data_args, training_args)
     model = build_model(model_args)
     vq_model = load_vq_model(model_args)
-    images = open_images(data_args, training_args, model.config.image_size)
+    view_size = training_args.views(model.config).global_size
+    images = open_images(data_args, training_args, view_size)
     trainer = StellarTrainer(
         model,
         training_args,
         train_dataset=training_images(images, data_args, training_args),
-        eval_dataset=open_eval_images(data_args, training_args, model.config.image_size),
+        eval_dataset=open_eval_images(data_args, training_args, view_size),
         processing_class=default_processor(model, training_args.background),
         vq_model=vq_model,
     )
@@ -341,7 +342,7 @@ def load_vq_model(args: ModelArguments) -> "stellar_hf.MaskGitVQModel | None":
 
 def open_images(data_args: DataArguments, training_args: StellarTrainingArguments, image_size: int) -> Images:
     """
-    Opens the images to train on; the embedded ones are made in the model's size.
+    Opens the images to train on; the embedded ones are made in this size, that of the global views.
 
     Raises:
         ValueError: If there are none, or a stream would never end.
@@ -468,7 +469,10 @@ def write_results(
 def start_table(trainer: StellarTrainer, data_args: DataArguments) -> SceneEvaluation:
     """The table of the end, with the rows that are known before the training."""
     show_progress = not trainer.args.disable_tqdm
-    return SceneEvaluation(data_args.num_eval_scenes, trainer.model, trainer.processing_class, show_progress)
+    scene_size = trainer.args.views(trainer.model.config).global_size
+    return SceneEvaluation(
+        data_args.num_eval_scenes, scene_size, trainer.model, trainer.processing_class, show_progress
+    )
 
 
 def model_card_arguments(args: DataArguments) -> dict[str, str]:

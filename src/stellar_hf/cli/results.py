@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """What a pre-training leaves besides the model: the table of the embedded benchmark, the pipeline and its figure."""
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image, ImageOps
 
 import stellar_hf
 
-from .. import StellarConfig, StellarForImageReconstruction, StellarForPreTraining, StellarTrainer
+from .. import StellarForImageReconstruction, StellarForPreTraining, StellarTrainer
 from ..data import StellarCollator, images_to_tensor, load_tabletop_scenes, undecoded
 from ..evaluation import KMeansSegments, evaluate_scenes, format_results_table, psnr, representation_size
 from ..evaluation.compression import patch_means
@@ -51,27 +52,31 @@ class SceneEvaluation:
 
     Args:
         num_scenes: Scenes to measure on; twice as many of the training split are there to learn from.
+        scene_size: Height and width of the scenes in pixels, which the processor may enlarge.
         model: The model before its training.
         processor: Its image processor.
         show_progress: Whether to show progress bars.
     """
 
-    def __init__(self, num_scenes: int, model: StellarForPreTraining, processor: Any, show_progress: bool):
-        size = model.config.image_size
+    def __init__(
+        self, num_scenes: int, scene_size: int, model: StellarForPreTraining, processor: Any, show_progress: bool
+    ):
         # Neighbours and probes take other scenes of the training split than the training does.
-        self.train = load_tabletop_scenes("train", 2 * num_scenes, size, seed=1)
-        self.test = load_tabletop_scenes("test", num_scenes, size, seed=1)
+        self.train = load_tabletop_scenes("train", 2 * num_scenes, scene_size, seed=1)
+        self.test = load_tabletop_scenes("test", num_scenes, scene_size, seed=1)
         self.processor = processor
         self.show_progress = show_progress
         segments = KMeansSegments(model.config.num_sparse_tokens, processor.image_mean, processor.image_std)
-        kmeans = self._measure("k-means", segments.to(model.device))
+        # Enlarged images have the same segments, and take longer.
+        in_their_size = resized(processor, scene_size)
+        kmeans = self._measure("k-means", segments.to(model.device), in_their_size)
         chance = {
             f"{name.removesuffix('_chance')}_{probe}": value
             for name, value in kmeans.items()
             if name.endswith("_chance")
             for probe in ("knn", "linear")
         }
-        self.rows = {"chance": chance, "k-means": kmeans, "patch means": self._measure_patch_means(model.config)}
+        self.rows = {"chance": chance, "k-means": kmeans, "patch means": self._measure_patch_means(model)}
         self.rows["untrained"] = self._measure("untrained", model)
 
     def add_trained(self, model: StellarForPreTraining) -> dict[str, float]:
@@ -101,18 +106,32 @@ class SceneEvaluation:
             if name not in _NOT_TO_BE_TOLD and name in values and values[name] >= trained.get(name, math.inf)
         ]
 
-    def _measure(self, row: str, model: Any) -> dict[str, float]:
+    def _measure(self, row: str, model: Any, processor: Any = None) -> dict[str, float]:
         return evaluate_scenes(
-            model, self.processor, self.train, self.test, description=row, show_progress=self.show_progress
+            model,
+            processor or self.processor,
+            self.train,
+            self.test,
+            description=row,
+            show_progress=self.show_progress,
         )
 
-    def _measure_patch_means(self, config: StellarConfig) -> dict[str, float]:
+    def _measure_patch_means(self, model: StellarForPreTraining) -> dict[str, float]:
         """The PSNR of as many mean colours as S and L have numbers."""
+        config = model.config
         num_patches = (config.image_size // config.patch_size) ** 2
         numbers, _ = representation_size(num_patches, config.num_sparse_tokens, config.hidden_size)
-        images = torch.stack(images_to_tensor(self.test["image"][:])) / 255
+        pixel_values = self.processor(self.test["image"][:], return_tensors="pt")["pixel_values"]
+        images = model.denormalize(pixel_values).clamp(0, 1)
         means = torch.stack([patch_means(image, bits=8 * numbers) for image in images])
         return {"psnr": psnr(means, images).mean().item()}
+
+
+def resized(processor: Any, size: int) -> Any:
+    """A copy of an image processor that prepares images of another size."""
+    processor = copy.deepcopy(processor)
+    processor.size, processor.crop_size = {"shortest_edge": size}, {"height": size, "width": size}
+    return processor
 
 
 def save_pipeline(trainer: StellarTrainer, vq_model: "stellar_hf.MaskGitVQModel | None") -> None:
