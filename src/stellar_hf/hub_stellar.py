@@ -36,6 +36,8 @@ AUTO_MAP = {
 _PIPELINE_TAGS = {
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForSemanticSegmentation": "image-segmentation",
+    "StellarPipeline": "image-to-image",
+    "StellarTokenPriorPipeline": "unconditional-image-generation",
 }
 
 # The metrics at https://huggingface.co/metrics that results are in, by the end of a result's name.
@@ -68,7 +70,7 @@ pre-trained it on ImageNet-1k, from MAE weights; stellar_hf converted it for Tra
 ![Images, their reconstructions from the tokens, and the tokens' maps]({{ figure }})
 {% endif %}
 ## How to load
-
+{% if has_processor %}
 ```python
 {% if not has_code %}import stellar_hf  # makes the Auto classes know STELLAR
 {% endif -%}
@@ -77,14 +79,14 @@ from transformers import AutoImageProcessor, {{ auto_class }}
 
 image = Image.open("photograph.jpg")  # one of yours
 model = {{ auto_class }}.from_pretrained({{ arguments }})
-processor = AutoImageProcessor.from_pretrained({{ arguments }})
+processor = AutoImageProcessor.from_pretrained({{ processor_arguments }})
 outputs = model(**processor(image, return_tensors="pt"))
 {% if auto_class == "AutoModel" -%}
 outputs.sparse_tokens  # (1, {{ config.num_sparse_tokens }}, {{ config.hidden_size }}): what
 outputs.localization  # (1, {{ num_patches }}, {{ config.num_sparse_tokens }}): where; rows sum to 1
 {% endif -%}
 ```
-{% if has_code %}
+{% endif %}{% if has_code %}
 Transformers is all that this needs: the code comes with the weights, and `trust_remote_code=True` lets it run.
 {% endif %}{% if decoding %}
 From images to tokens and back, with Diffusers:
@@ -94,6 +96,15 @@ From images to tokens and back, with Diffusers:
 tokens, localization = pipe.encode(image)  # to be edited, moved, mixed
 pipe(sparse_tokens=tokens, localization=localization).images[0]
 ```
+{% endif %}{% if draws %}
+Images drawn from noise:
+
+```python
+from stellar_hf import {{ pipeline }}
+
+pipe = {{ pipeline }}.from_pretrained("{{ address }}")
+pipe([None] * 4).images  # of any class; or names or numbers of classes
+```
 {% endif %}{% if decoding or not has_code %}
 The package stellar_hf is on no index yet: `pip install FOLDER`, with the folder of its source, installs it.
 {% endif %}
@@ -101,6 +112,8 @@ The package stellar_hf is on no index yet: `pip install FOLDER`, with the folder
 
 | | |
 |---|---|
+{% if pipeline %}| Pipeline | `{{ pipeline }}` |
+{% endif -%}
 | Class | `{{ class_name }}` |
 | Parameters | {{ num_parameters }} |
 | Image size | {{ config.image_size }} |
@@ -189,12 +202,14 @@ pipe = StellarPipeline(
 # was made of other figures.
 _SEAL = "\n<!-- Written by stellar_hf, which brings it up to date as long as nobody edits it: "
 
-# The text of the form that Transformers puts into a repository to which a processor is pushed first.
-_FORM = (
-    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
-    "automatically generated."
+# The texts of the forms that Transformers and Diffusers put into a repository to which a processor or another
+# component is pushed first.
+_FORMS = tuple(
+    f"This is the model card of a {what} that has been pushed on the Hub. This model card has been automatically "
+    "generated."
+    for what in ("🤗 transformers model", "🧨 diffusers model", "🧨 diffusers pipeline")
 )
-_METADATA_OF_FORM = re.compile(r"---\nlibrary_name: transformers\ntags:( \[\])?\n(- .*\n)*---\s*")
+_METADATA_OF_FORM = re.compile(r"---\nlibrary_name: (transformers|diffusers)\n(tags:( \[\])?\n(- .*\n)*)?---\s*")
 
 
 class StellarHubMixin:
@@ -262,9 +277,10 @@ def push_folder(
     create_pr: bool = False,
     tags: str | Sequence[str] | None = None,
     released: str | None = None,
+    pipeline: str | None = None,
 ) -> CommitInfo:
     """
-    Uploads a folder of a model, with a model card that is written into it.
+    Uploads a folder of a model or a pipeline, with a model card that is written into it.
 
     Args:
         folder: The folder.
@@ -272,17 +288,27 @@ def push_folder(
         repo_id: As in [`~StellarHubMixin.push_to_hub`], and so are the arguments that are not named here.
         files: Which files of the folder, by their paths in it; all by default.
         released: As in [`write_model_card`].
+        pipeline: As in [`write_model_card`].
     """
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     tags = [*(model.model_tags or []), *([tags] if isinstance(tags, str) else tags or [])]
-    write_model_card(folder, model, repo_id=repo_id, revision=revision, token=token, tags=tags, released=released)
+    write_model_card(
+        folder,
+        model,
+        repo_id=repo_id,
+        revision=revision,
+        token=token,
+        tags=tags,
+        released=released,
+        pipeline=pipeline,
+    )
     return api.upload_folder(
         repo_id=repo_id,
         folder_path=os.fspath(folder),
-        commit_message=commit_message or "Upload model",
+        commit_message=commit_message or f"Upload {pipeline or 'model'}",
         commit_description=commit_description,
         revision=revision,
         create_pr=create_pr,
@@ -361,6 +387,7 @@ def write_model_card(
     metrics: Mapping[str, float] | None = None,
     training: Mapping[str, object] | None = None,
     released: str | None = None,
+    pipeline: str | None = None,
 ) -> None:
     """
     Writes README.md, a model card of what is known, with the figure of the folder if there is one. A card that a
@@ -386,6 +413,7 @@ def write_model_card(
         training: Settings of the training by name.
         released: Name of the released model that this one is, such as `"stellar-b16"`: the card then has the authors'
             licence and published results, named as such.
+        pipeline: Class of the pipeline that the folder holds, where the model lies in it as the component `model`.
 
     Raises:
         OSError: If it cannot be written; the card that was there is then as it was.
@@ -403,13 +431,13 @@ def write_model_card(
         license, base_model, dataset_ids = RELEASED_LICENSE, RELEASED_REPOSITORY, [_IMAGENET]
     base_model = base_model or _loaded_from(model, repo_id)
     auto_class = _auto_class(model)
-    pipeline_tag = _PIPELINE_TAGS.get(auto_class, "image-feature-extraction")
+    pipeline_tag = _PIPELINE_TAGS.get(pipeline or auto_class, "image-feature-extraction")
     dataset = dataset or ", ".join(dataset_ids)
     results = metrics or {}
     metric_ids = {metric for name in results if (metric := _metric_id(name))}
     eval_results = _eval_results(pipeline_tag, dataset, dataset_ids, results) + _published_results(released)
     card_data = ModelCardData(
-        library_name="transformers",
+        library_name="transformers" if pipeline is None else "diffusers",
         license=license,
         language=language,
         pipeline_tag=pipeline_tag,
@@ -420,7 +448,10 @@ def write_model_card(
         model_name=name if eval_results else None,
         eval_results=eval_results or None,
     )
-    has_code = getattr(model.config, "auto_map", None) is not None
+    # Transformers finds code in the main folder alone, and a pipeline needs this package anyway.
+    has_code = pipeline is None and getattr(model.config, "auto_map", None) is not None
+    has_processor = pipeline is None or Path(folder, "image_processor").exists()
+    address = repo_id or name
     card = ModelCard.from_template(
         card_data,
         template_str=_CARD,
@@ -431,8 +462,13 @@ def write_model_card(
         figure=FIGURE_NAME if Path(folder, FIGURE_NAME).exists() else None,
         auto_class=auto_class,
         has_code=has_code,
-        arguments=f'"{repo_id or name}"' + (", trust_remote_code=True" if has_code else ""),
-        decoding=_decoding(folder, model, repo_id or name),
+        has_processor=has_processor,
+        address=address,
+        arguments=_arguments(address, has_code, pipeline and "model"),
+        processor_arguments=_arguments(address, has_code, pipeline and "image_processor"),
+        pipeline=pipeline,
+        decoding=_decoding(folder, model, address) if has_processor else None,
+        draws=pipeline == "StellarTokenPriorPipeline",
         class_name=type(model).__name__,
         config=model.config,
         num_parameters=f"{model.num_parameters():,}",
@@ -476,8 +512,10 @@ def _is_by_a_person(path: Path) -> bool:
     written, _, _ = content.rpartition(_SEAL)
     if not content or content == _sealed(written).strip():
         return False
-    form = ModelCard.from_template(ModelCardData(), model_description=_FORM).text.strip()
-    return not (content.endswith(form) and _METADATA_OF_FORM.fullmatch(content.removesuffix(form)))
+    forms = (ModelCard.from_template(ModelCardData(), model_description=form).text.strip() for form in _FORMS)
+    return not any(
+        content.endswith(form) and _METADATA_OF_FORM.fullmatch(content.removesuffix(form)) for form in forms
+    )
 
 
 def _card_on_hub(repo_id: str, revision: str | None, token: str | bool | None) -> Path | None:
@@ -492,6 +530,12 @@ def _auto_class(model: PreTrainedModel) -> str:
     names = {reference.split(".")[-1]: auto_class for auto_class, reference in AUTO_MAP.items()}
     auto_class = names.get(type(model).__name__, "AutoModel")
     return "AutoModel" if auto_class == "AutoModelForPreTraining" else auto_class
+
+
+def _arguments(address: str, has_code: bool, subfolder: str | None) -> str:
+    """What the card passes to `from_pretrained`."""
+    arguments = f'"{address}"' + (", trust_remote_code=True" if has_code else "")
+    return arguments if subfolder is None else f'{arguments}, subfolder="{subfolder}"'
 
 
 def _loaded_from(model: PreTrainedModel, repo_id: str | None) -> str | None:

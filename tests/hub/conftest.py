@@ -417,11 +417,14 @@ HfApi().upload_file(path_or_fileobj=hand_written, path_in_repo="README.md", repo
 plain.push_to_hub("tester/plain")
 plain.save_pretrained(folder / "plain")
 
-# A pipeline, whose model comes without code.
-StellarPipeline(
+# A pipeline, whose model comes without code; the card of the first push is brought up to date by the second.
+pipe = StellarPipeline(
     image_processor=StellarImageProcessorPil.from_pretrained(stellar_hf.DEMO_MODEL),
     model=StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL),
-).push_to_hub("tester/pipeline")
+)
+pipe.push_to_hub("tester/pipeline")
+pipe.save_pretrained(folder / "pipeline", push_to_hub=True, tags="second", commit_message="While saving")
+pipe.push_to_hub("tester/plain", subfolder="pipeline", commit_message="Beside a model")
 
 # With code; twice, and the processor first.
 for shared_class, auto_class in (

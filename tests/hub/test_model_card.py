@@ -10,7 +10,14 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
-from stellar_hf import StellarForPreTraining, StellarImageProcessorPil, StellarModel
+from stellar_hf import (
+    StellarForImageReconstruction,
+    StellarForPreTraining,
+    StellarImageProcessorPil,
+    StellarModel,
+    StellarTokenPrior,
+    StellarTokenPriorPipeline,
+)
 from stellar_hf.hub_stellar import write_model_card
 
 
@@ -79,6 +86,40 @@ def test_usage_in_the_card_runs(tiny_config, tmp_path, monkeypatch, photograph, 
     assert len(blocks) == 1 or names["localization"].shape == (1, 16, 4)
 
 
+@pytest.mark.parametrize("has_processor", [True, False])
+def test_usage_in_the_card_of_a_drawing_pipeline_runs(
+    tiny_config, tmp_path, monkeypatch, photograph, auto_image_processor, has_processor
+):
+    """Without an image processor nothing can be encoded, and the card does not say how."""
+    prior = StellarTokenPrior(
+        num_sparse_tokens=4,
+        token_size=32,
+        grid_size=(4, 4),
+        num_classes=2,
+        localization_patch_size=2,
+        hidden_size=32,
+        num_layers=1,
+        num_attention_heads=4,
+        localization_channels=8,
+    )
+    processor = StellarImageProcessorPil(crop_size={"height": 32, "width": 32}) if has_processor else None
+    model = StellarForImageReconstruction(tiny_config())
+    pipe = StellarTokenPriorPipeline(prior, model, image_processor=processor)
+    pipe.save_pretrained(tmp_path / "tiny")
+    write_model_card(tmp_path / "tiny", model, pipeline="StellarTokenPriorPipeline")
+    card = ModelCard.load(tmp_path / "tiny" / "README.md")
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert len(blocks) == (3 if has_processor else 1)
+    Image.fromarray(photograph).save(tmp_path / "photograph.jpg")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert type(names["pipe"]) is StellarTokenPriorPipeline
+    assert not has_processor or names["localization"].shape == (1, 16, 4)
+
+
 def test_a_model_of_codes_has_no_pipeline_without_its_tokenizer(tiny_config, tmp_path):
     write_model_card(tmp_path, StellarForPreTraining(tiny_config(reconstruction_target="codes")))
     assert "pipe" not in ModelCard.load(tmp_path / "README.md").text
@@ -132,9 +173,16 @@ FORM = ModelCard.from_template(
     model_description="This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model "
     "card has been automatically generated.",
 )
+DIFFUSERS_FORM = ModelCard.from_template(
+    ModelCardData(library_name="diffusers"),
+    model_description="This is the model card of a 🧨 diffusers pipeline that has been pushed on the Hub. This model "
+    "card has been automatically generated.",
+)
 
 
-@pytest.mark.parametrize("content", ["", "  \n", str(FORM)], ids=["empty", "blank", "form"])
+@pytest.mark.parametrize(
+    "content", ["", "  \n", str(FORM), str(DIFFUSERS_FORM)], ids=["empty", "blank", "form", "Diffusers"]
+)
 def test_what_nobody_wrote_is_replaced(model, tmp_path, content):
     (tmp_path / "README.md").write_text(content)
     write_model_card(tmp_path, model)

@@ -3,12 +3,13 @@
 """What is pushed arrives, byte by byte, and loads from the Hub with and without the package."""
 
 import json
+import re
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from stellar_hf import StellarModel
+from stellar_hf import StellarModel, StellarPipeline
 
 
 def card(hub, repo_id, revision="main"):
@@ -91,8 +92,24 @@ def test_with_the_package_what_is_on_the_hub_needs_no_trust(pushed, hub, run_pyt
 
 
 def test_pushed_pipeline_is_complete(hub, pushed):
-    files = {"README.md", "model_index.json", "pipeline.py", "model/model.safetensors"}
-    assert files <= set(hub.files("tester/pipeline"))
+    files = {"model_index.json", "pipeline.py", "model/model.safetensors"}
+    assert {"README.md", *files} <= set(hub.files("tester/pipeline"))
+    assert hub.messages["tester/pipeline"][-2:] == ["Upload StellarPipeline", "While saving"]
+    in_subfolder = {name.removeprefix("pipeline/") for name in hub.files("tester/plain") if "pipeline/" in name}
+    assert files <= in_subfolder and "README.md" not in in_subfolder
+
+
+def test_model_card_of_a_pushed_pipeline(hub, pushed, run_python):
+    """What it says of loading runs: the pipeline, and the encoder alone."""
+    pushed_card = card(hub, "tester/pipeline")
+    assert pushed_card.content == (pushed / "pipeline" / "README.md").read_text()
+    assert (pushed_card.data.library_name, pushed_card.data.pipeline_tag) == ("diffusers", "image-to-image")
+    assert pushed_card.data.tags[-1] == "second" and "| Pipeline | `StellarPipeline` |" in pushed_card.text
+    encoder, pipeline = re.findall(r"```python\n(.*?)```", pushed_card.text, re.DOTALL)
+    photograph = 'from PIL import Image\nImage.new("RGB", (50, 40)).save("photograph.jpg")\n'
+    encoder = encoder.replace("AutoImageProcessor, ", "").partition("processor =")[0]  # not in each Transformers
+    shapes = "print(type(model).__name__, *tokens.shape, *localization.shape)"
+    assert run_python(photograph + encoder + pipeline + shapes) == "StellarModel 1 6 128 1 256 6\n"
 
 
 def test_model_card_of_a_pushed_model(hub, pushed):
@@ -123,13 +140,16 @@ def test_saving_can_push_what_it_writes_with_the_same_model_card(hub, pushed, he
     assert f'from_pretrained("tester/{head}", trust_remote_code=True)' in pushed_card.text
 
 
-def test_misspelled_arguments_of_a_push_are_refused(tiny_config, tmp_path):
+def test_misspelled_arguments_of_a_push_are_refused(pushed, tiny_config, tmp_path):
     """Else a repository could become public."""
     model = StellarModel(tiny_config())
     with pytest.raises(TypeError, match="privat"):
         model.push_to_hub("tester/secret", privat=True)
     with pytest.raises(TypeError, match="privat"):
         model.save_pretrained(tmp_path, push_to_hub=True, privat=True)
+    pipe = StellarPipeline.from_pretrained(pushed / "pipeline")
+    with pytest.raises(TypeError, match="privat"):
+        pipe.save_pretrained(tmp_path / "pipeline", push_to_hub=True, privat=True)
 
 
 def test_card_that_a_person_wrote_stays(hub, pushed, hand_written):

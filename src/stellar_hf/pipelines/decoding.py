@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -17,10 +18,11 @@ import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from huggingface_hub import snapshot_download
+from huggingface_hub import CommitInfo, snapshot_download
 from torch import Tensor, nn
 from transformers.utils import is_torchvision_available
 
+from ..hub_stellar import push_folder
 from ..image_processing_pil_stellar import StellarImageProcessorPil
 from ..image_processing_stellar import StellarImageProcessor
 from ..modeling_stellar import StellarForImageReconstruction
@@ -45,6 +47,56 @@ class StellarDecodingPipeline(DiffusionPipeline):
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         Path(save_directory, "pipeline.py").write_text(_PIPELINE_FILE.format(name=type(self).__name__))
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        use_flashpack: bool = False,
+        **kwargs,
+    ) -> None:
+        """
+        As in `DiffusionPipeline`. With `push_to_hub=True` the folder is pushed as by `push_to_hub`, whose arguments
+        are taken, too; `repo_id` is the folder's name by default.
+        """
+        super().save_pretrained(
+            save_directory,
+            safe_serialization=safe_serialization,
+            variant=variant,
+            max_shard_size=max_shard_size,
+            use_flashpack=use_flashpack,
+        )
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).absolute().name)
+            push_folder(save_directory, self.model, repo_id, pipeline=type(self).__name__, **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        create_pr: bool = False,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        subfolder: str | None = None,
+    ) -> CommitInfo:
+        """
+        As in `DiffusionPipeline`, with a model card of what is known; one that a person wrote stays as it is. In a
+        `subfolder` there is no card.
+        """
+        arguments: dict[str, Any] = {
+            "commit_message": commit_message, "private": private, "token": token, "create_pr": create_pr,
+        }  # fmt: skip
+        saving: dict[str, Any] = {"safe_serialization": safe_serialization, "variant": variant}
+        if subfolder:
+            return super().push_to_hub(repo_id, subfolder=subfolder, **arguments, **saving)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **saving)
+            return push_folder(folder, self.model, repo_id, pipeline=type(self).__name__, **arguments)
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs) -> str:
