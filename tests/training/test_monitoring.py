@@ -13,6 +13,7 @@ from torch import nn
 
 from stellar_hf import StellarConfig
 from stellar_hf.cli.pretrain import ModelArguments, build_model
+from stellar_hf.data import load_tabletop_scenes
 from stellar_hf.loss_stellar import matched_fraction
 from stellar_hf.training.monitoring import (
     NUM_LOGS,
@@ -269,6 +270,56 @@ def test_clusters_that_name_the_slot_are_recognized(make_trainer, caplog):
         trainer.train()
     assert [log["slot_information"] for log in training_logs(trainer)] == pytest.approx([1.0] * 5, abs=1e-3)
     assert sum("the clusters merely name the slot" in message for message in warnings(caplog)) == 1
+
+
+# With which a tiny model learns from random weights, as the recipes do.
+LEARNS = {
+    "num_prototypes": 64,
+    "standardize_projections": True,
+    "target_temperature": 0.25,
+    "prediction_temperature": 0.5,
+    "reconstruction_weight": 100.0,
+}
+
+
+@pytest.fixture
+def train_on_scenes(make_trainer):
+    """Trains for a second or two on scenes of solids on a table."""
+
+    def train(config, **arguments):
+        defaults = {"per_device_train_batch_size": 16, "num_global_views": 1, "num_local_views": 0}
+        scenes = load_tabletop_scenes("train", 64, image_size=32).select_columns("image")
+        trainer = make_trainer(config, train_dataset=scenes, **{**defaults, **arguments})
+        trainer.train()
+        return trainer
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("config", "learning_rate", "steps", "sign"),
+    [
+        # The paper's objective from random weights, at a rate far too high.
+        ({"num_prototypes": 64}, 1e-1, 60, "CLS predicts every prototype alike"),
+        # Each patch decides for one token, and such a rate sends all of them to the same.
+        ({**LEARNS, "localization_temperature": 1e-3}, 1.0, 20, "one token of an image takes all patches"),
+        ({**LEARNS, "localization_temperature": 100.0}, 2e-3, 10, "every token takes every patch alike"),
+    ],
+    ids=["uniform predictions", "one token", "diffuse maps"],
+)
+def test_a_training_that_collapses_is_warned_of(train_on_scenes, caplog, config, learning_rate, steps, sign):
+    with caplog.at_level(logging.WARNING):
+        train_on_scenes(config, learning_rate=learning_rate, max_steps=steps)
+    (message,) = [message for message in warnings(caplog) if sign in message]
+    assert ", so that " in message and message.count(". ") == 1  # what was seen, what it means; what to try
+
+
+def test_a_training_that_learns_is_not(train_on_scenes, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = train_on_scenes(LEARNS, learning_rate=2e-3, max_steps=40, logging_steps=5)
+    first, *_, last = training_logs(trainer)
+    assert last["reconstruction_loss"] < 0.5 * first["reconstruction_loss"]
+    assert warnings(caplog) == []
 
 
 def test_a_sign_that_passes_does_not_warn(make_trainer, at_event, caplog):

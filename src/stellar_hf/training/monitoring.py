@@ -165,8 +165,8 @@ def signs_of_collapse(logs: dict[str, float], config: StellarConfig, num_images:
         num_images: Images of a forward: the fewer there are, the fewer prototypes they can use.
 
     Returns:
-        A sentence with the cause and one with the remedy, by the name of the value that shows it; nothing if all is
-        well.
+        A sentence with what is seen and what it means, and one with the remedy, by the name of the value that shows
+        it; nothing if all is well.
     """
     signs = {}
 
@@ -175,9 +175,9 @@ def signs_of_collapse(logs: dict[str, float], config: StellarConfig, num_images:
     highest_entropy = min(1.0, math.log(max(num_images * config.num_sparse_tokens, 2)) / uniform)
     if entropy < MIN_PROTOTYPE_ENTROPY * highest_entropy:
         signs["prototype_entropy"] = (
-            f"all predictions share a few of {config.num_prototypes} prototypes (prototype_entropy {entropy:.2f}). "
-            "Hold the prototypes still at first (freeze_prototypes_steps), lower the learning rate, or raise "
-            "prediction_temperature."
+            f"all predictions share a few of {config.num_prototypes} prototypes (prototype_entropy {entropy:.2f}), "
+            "so that the clusters hardly tell images apart. Hold the prototypes still at first "
+            "(freeze_prototypes_steps), lower the learning rate, or raise prediction_temperature."
         )
     information = logs["slot_information"]
     if information > MAX_SLOT_INFORMATION:
@@ -188,8 +188,8 @@ def signs_of_collapse(logs: dict[str, float], config: StellarConfig, num_images:
     diversity = logs["token_diversity"]
     if diversity < MIN_TOKEN_DIVERSITY and config.num_sparse_tokens > 1:
         signs["token_diversity"] = (
-            f"all tokens of an image are alike (token_diversity {diversity:.3f}). Raise koleo_weight or "
-            "reconstruction_weight."
+            f"all tokens of an image are alike (token_diversity {diversity:.3f}), so that all of them say "
+            "no more than one. Raise koleo_weight or reconstruction_weight."
         )
     for name, who, weight in (
         ("cls_clustering_loss", "CLS predicts", config.clustering_weight),
@@ -199,8 +199,8 @@ def signs_of_collapse(logs: dict[str, float], config: StellarConfig, num_images:
     ):
         if weight > 0 and abs(logs[name] / weight - uniform) < UNIFORM_LOSS_TOLERANCE * uniform:
             signs[name] = (
-                f"{who} every prototype alike (the {name.replace('_', ' ')} stays at ln K = {uniform:.2f}). "
-                f"{_FROM_RANDOM_WEIGHTS}"
+                f"{who} every prototype alike (the {name.replace('_', ' ')} stays at ln K = {uniform:.2f}), "
+                f"so that the clusters say nothing of the image. {_FROM_RANDOM_WEIGHTS}"
             )
     if config.num_sparse_tokens > 1:
         signs.update(_signs_in_localization(logs, config.num_sparse_tokens))
