@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The script runs as its documentation says, on the packaged photographs and on images of a user."""
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from stellar_hf.cli.__main__ import main
 from stellar_hf.data.photo_mosaics import photograph
 
 
@@ -27,6 +29,15 @@ def test_photographs_by_default(run_script, capsys):
     names = {"move.png", "scale.png", "erase.png", "swap.png", "interpolate.png", "transfer.png"}
     assert files("edits") == names
     assert {Path(line).name for line in capsys.readouterr().out.split()} == names
+
+
+def test_the_command_says_which_tokens_it_edits(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    photograph("flower").resize((60, 40)).save(tmp_path / "small.png")
+    main(["edit", "--images", f"{tmp_path}/small.png", "--tokens", "0", "2", f"--output_dir={tmp_path}"])
+    concept, written = capsys.readouterr().out.split("\n\n")
+    assert "token 0, 2 of 6" in concept and "--box" in concept
+    assert len(written.splitlines()) == 3
 
 
 def test_one_image_of_a_user_with_chosen_tokens(run_script):

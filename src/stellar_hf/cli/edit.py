@@ -91,6 +91,7 @@ def run(args: EditArguments) -> None:
     tokens, maps = pipe.encode(list(images.values()))
     concept = find_concept(maps, args, images)
     draw = partial(save_figure, pipe, images, args.output_dir)
+    print(f"{describe(concept[0])}\n")
 
     names, first, first_concept = list(images), (tokens[:1], maps[:1]), concept[:1]
     palette, (rows, columns) = highlight(first_concept), args.move
@@ -159,6 +160,15 @@ def find_concept(maps: Tensor, args: EditArguments, images: Mapping[str, Image.I
             f"box, or name tokens: --tokens {int(shares.argmax())}"
         )
     return concept
+
+
+def describe(concept: Tensor) -> str:
+    """Which tokens are edited, bool (r,), and how to choose others."""
+    chosen = ", ".join(map(str, concept.nonzero().flatten().tolist()))
+    return (
+        f"Concept of the first image: token {chosen} of {len(concept)}, in colour where the others are gray.\n"
+        "Another one: --tokens 0 2, or --box LEFT TOP RIGHT BOTTOM in pixels."
+    )
 
 
 def box_masks(boxes: Sequence[int], num_images: int, size: tuple[int, int]) -> Tensor:
