@@ -14,6 +14,7 @@ from stellar_hf.localization_stellar import resolve_grid_size
 from stellar_hf.visualization import (
     plot_edits,
     plot_image_grid,
+    plot_moving_object,
     plot_reconstructions,
     tabletop_grid,
     token_overlay,
@@ -197,3 +198,34 @@ def test_tabletop_grid_shows_each_scene_above_its_objects_in_colors():
     assert (grid[-16:, 20:] == 255).all()  # after the last scene
     with pytest.raises(ValueError, match="num_columns is 0"):
         tabletop_grid(Dataset.from_dict(rows, features=features), num_columns=0)
+
+
+def track(num_pictures: int) -> dict[str, torch.Tensor]:
+    steps = torch.linspace(0, 1, num_pictures)
+    maps = torch.zeros(num_pictures, 2, 2)
+    maps[:, 0, 0] = 1
+    centroid = torch.stack([0.9 * steps, steps], dim=1)
+    return {"maps": maps, "token_cosine": 1 - steps, "other_cosine": 0 * steps, "centroid": centroid}
+
+
+def test_a_moving_object_has_a_row_of_maps_and_two_curves_for_each_model():
+    images, _, _ = example(batch=4)
+    position = torch.stack([torch.linspace(0.2, 0.8, 4), torch.full((4,), 0.5)], dim=1)
+    figure = plot_moving_object(images, position, {"trained": track(4), "untrained": track(4)})
+    grid, (cosines, places) = figure.subfigs[0].axes, figure.subfigs[1].axes
+    assert [axes.get_ylabel() for axes in grid[::4]] == ["", "trained", "untrained"]
+    np.testing.assert_allclose(grid[1].images[0].get_array(), images[1].permute(1, 2, 0))
+    first_map = grid[4].images[0].get_array()
+    np.testing.assert_allclose(first_map[0, 0], token_palette(4)[0], atol=1e-6)
+    assert first_map[1, 1].max() < 0.2
+    np.testing.assert_allclose(grid[5].lines[0].get_data(), [[0.4], [0.5]], atol=1e-6)
+    np.testing.assert_allclose(cosines.lines[0].get_data(), [[0.2, 0.4, 0.6, 0.8], [1, 2 / 3, 1 / 3, 0]], atol=1e-6)
+    np.testing.assert_allclose(places.lines[1].get_ydata(), [0, 0.3, 0.6, 0.9], atol=1e-6)
+    assert [text.get_text() for text in places.get_legend().get_texts()] == ["trained", "untrained"]
+
+
+@pytest.mark.parametrize(("num_positions", "tracks"), [(3, {"a": track(4)}), (4, {"a": track(3)}), (4, {})])
+def test_a_moving_object_needs_as_many_of_each(num_positions, tracks):
+    images, _, _ = example(batch=4)
+    with pytest.raises(ValueError, match="as many of each, and one model at least"):
+        plot_moving_object(images, torch.zeros(num_positions, 2), tracks)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -278,6 +278,75 @@ def plot_results(panels: Sequence[tuple[str, Sequence[tuple[str, str, float, flo
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.12)
         axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
+def plot_moving_object(
+    images: Tensor | Sequence[Image.Image], position: Tensor, tracks: Mapping[str, Mapping[str, Tensor]]
+) -> Figure:
+    """Draws an object on its way across a scene, and what models make of it: S should stay, and L should move.
+
+    Below the pictures is a row for each model with the map of the object's token, from 0 (dark) to 1. A dot marks the
+    object's center. Then follow two curves for each model over the object's true x: the cosine of the object's token
+    and the first picture's, with that of the other tokens as a dashed line, and the x of the map's centroid, which is
+    right on the gray line.
+
+    Args:
+        images: M pictures: (M, 3, H, W) floating point RGB in [0, 1], or PIL images of one size.
+        position: (M, 2), (x, y) of the object's center, in [0, 1] from the left and the top.
+        tracks: What [`follow_object`] gives, by the name of the model.
+
+    Returns:
+        A figure of its own, as of [`plot_reconstructions`].
+
+    Raises:
+        ValueError: If numbers disagree, or there is no model.
+        ImportError: If matplotlib is missing.
+    """
+    Figure = _figure_class()
+    pixels = _to_pixels(images)
+    counts = {len(track["maps"]) for track in tracks.values()}
+    if counts != {len(pixels)} or len(position) != len(pixels):
+        raise ValueError(
+            f"There are {len(pixels)} images, {len(position)} positions and tracks of {sorted(counts)} pictures: pass "
+            "as many of each, and one model at least."
+        )
+    colors = token_palette(2 * len(tracks))[::2]  # all of one lightness
+    x, y = position.detach().cpu().float().unbind(dim=1)
+    tinted = [
+        _BACKGROUND + track["maps"].detach().cpu().float().numpy()[..., None] * (color - _BACKGROUND)
+        for track, color in zip(tracks.values(), colors, strict=True)
+    ]
+    rows = [("", pixels), *zip(tracks, tinted, strict=True)]
+
+    cell, curves = 1.1, 2.4  # inches
+    figure = Figure(
+        figsize=(0.3 + cell * len(pixels), cell * len(rows) + curves), dpi=150, facecolor="white", layout="constrained"
+    )
+    parts: Any = figure.subfigures(2, 1, height_ratios=(cell * len(rows), curves))
+    above, below = parts
+    grid = above.subplots(len(rows), len(pixels), squeeze=False)
+    for row, (name, panels) in zip(grid, rows, strict=True):
+        row[0].set_ylabel(name, fontsize=7, color="#333333")
+        for index, (axes, panel) in enumerate(zip(row, panels, strict=True)):
+            axes.imshow(panel, extent=(0, 1, 1, 0), interpolation="nearest")
+            axes.plot(x[index], y[index], ".", color="white", markeredgecolor="black", markersize=5)
+            axes.set(xticks=(), yticks=())
+            axes.spines[:].set_visible(False)
+
+    token_axes, place_axes = below.subplots(1, 2)
+    place_axes.plot(x, x, color="#b9b9b9", lw=0.8)
+    for (name, track), color in zip(tracks.items(), colors, strict=True):
+        token_axes.plot(x, track["token_cosine"].cpu(), ".-", color=color, label=name)
+        token_axes.plot(x, track["other_cosine"].cpu(), "--", color=color, lw=0.8)
+        place_axes.plot(x, track["centroid"][:, 0].cpu(), ".-", color=color, label=name)
+    token_axes.set_title("cosine of the token to the first (dashed: of other tokens)", fontsize=7, loc="left")
+    place_axes.set_title("x of the map's centroid (gray: where the object is)", fontsize=7, loc="left")
+    for axes in (token_axes, place_axes):
+        axes.set_xlabel("x of the object", fontsize=6)
+        axes.tick_params(labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    place_axes.legend(fontsize=6, frameon=False)
     return figure
 
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from stellar_hf.evaluation import SceneObjects, ridge_r2, shift_equivariance, what_and_where
+from stellar_hf.evaluation import SceneObjects, follow_object, ridge_r2, shift_equivariance, what_and_where
 
 GRID = 8
 
@@ -168,3 +168,30 @@ def test_parts_that_do_not_fit_are_refused():
         ridge_r2(torch.ones(3, 2), torch.ones(3, 1), torch.ones(3, 2), torch.ones(3, 1), torch.zeros(3))
     with pytest.raises(ValueError, match="shifts are torch.float32"):
         shift_equivariance(features, objects.mask, features, objects.mask, torch.ones(20).long(), torch.zeros(20, 2))
+
+
+def test_an_object_is_followed_by_its_own_token():
+    features, objects = squares(4, seed=5)
+    one = {name: tensor[:1].repeat(4, *[1] * (tensor.ndim - 1)) for name, tensor in features.items()}
+    mask = torch.stack([objects.mask[0].roll(step, 1) for step in (0, -1, -2, -3)])
+    mask[mask == 1] = 0
+    maps = torch.stack([mask == 0, mask == 1, mask == 2], dim=3).flatten(1, 2).float()
+    one["localization"] = maps
+    one["sparse_tokens"][3] = one["sparse_tokens"][3, [0, 2, 1]]  # the slots of the last picture are exchanged
+    one["localization"][3] = one["localization"][3][:, [0, 2, 1]]
+    found = follow_object(one, mask, object_id=2)
+    assert found["slot"].tolist() == [2, 2, 2, 1]
+    torch.testing.assert_close(found["token_cosine"], torch.ones(4))
+    assert (found["other_cosine"] < 0.9).all()
+    torch.testing.assert_close(found["maps"], (mask == 2).float())
+    places = torch.stack([(picture == 2).nonzero().flip(1).float().add(0.5).mean(dim=0) / GRID for picture in mask])
+    torch.testing.assert_close(found["centroid"], places)
+
+
+def test_an_object_that_is_hidden_cannot_be_followed():
+    features, objects = squares(3, seed=6)
+    objects.mask[1][objects.mask[1] == 2] = 0
+    with pytest.raises(ValueError, match="Object 2 has no pixel in the mask of picture 1"):
+        follow_object(features, objects.mask, object_id=2)
+    with pytest.raises(ValueError, match="features of 3 pictures, but 2 masks"):
+        follow_object(features, objects.mask[:2])

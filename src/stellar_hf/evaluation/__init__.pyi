@@ -19,6 +19,7 @@ from .compression import compression_rows as compression_rows
 from .compression import representation_size as representation_size
 from .compression import round_localization as round_localization
 from .disentanglement import SceneObjects as SceneObjects
+from .disentanglement import follow_object as follow_object
 from .disentanglement import ridge_r2 as ridge_r2
 from .disentanglement import shift_equivariance as shift_equivariance
 from .disentanglement import what_and_where as what_and_where

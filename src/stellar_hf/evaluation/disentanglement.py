@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..features.checks import check_integer, check_tensors
-from ..localization_stellar import pixel_labels, resolve_grid_size
+from ..localization_stellar import pixel_labels, resolve_grid_size, token_maps
 from .knn import knn_accuracy
 from .linear import linear_probe_accuracy
 from .objects import contingency_table, pooled_features, segment_overlaps
@@ -217,6 +217,46 @@ def shift_equivariance(
         )
         parts.append(_compare(first, second, shifts[part]))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def follow_object(features: Mapping[str, Tensor], mask: Tensor, object_id: int = 1) -> dict[str, Tensor]:
+    """What stands for an object in each of several pictures of it, such as those of [`load_moving_object`].
+
+    The token of the object is chosen in each picture by itself, as in [`shift_equivariance`].
+
+    Args:
+        features: Tensors of [`object_features`] for M pictures: `sparse_tokens`, `localization`, `grid_size`.
+        mask: (M, H, W) integers, the object of each pixel; 0 is the ground.
+        object_id: The object, visible in each picture.
+
+    Returns:
+        `slot` (M,) int64, which of the r tokens it is; `token_cosine` (M,), of this token and the first picture's;
+        `other_cosine` (M,), the mean cosine of the other tokens and the first picture's, beside which the first has
+        to be high; `maps` (M, h, w), the token's map; and `centroid` (M, 2), the mean (x, y) of the map, in [0, 1].
+
+    Raises:
+        ValueError: If shapes disagree, or the object is not visible in a picture.
+    """
+    check_tensors(mask=mask)
+    if len(features["localization"]) != len(mask):
+        raise ValueError(f"There are features of {len(features['localization'])} pictures, but {len(mask)} masks.")
+    object_ids = torch.full((len(mask),), object_id)
+    side = _object_side(features, mask, object_ids)
+    if not side.is_visible.all():
+        raise ValueError(
+            f"Object {object_id} has no pixel in the mask of picture {int(side.is_visible.long().argmin())}."
+        )
+    pictures = torch.arange(len(mask))
+    cosines = side.tokens @ side.tokens[0, side.slot[0]]  # (M, r)
+    own_cosine = cosines[pictures, side.slot]
+    localization, grid_size = features["localization"].float(), features["grid_size"]
+    return {
+        "slot": side.slot,
+        "token_cosine": own_cosine,
+        "other_cosine": (cosines.sum(dim=1) - own_cosine) / max(1, cosines.shape[1] - 1),
+        "maps": token_maps(localization, grid_size)[pictures, side.slot],
+        "centroid": _centroids(localization, grid_size, pictures, side.slot),
+    }
 
 
 # What and where ------------------------------------------------------------------------------------------------------
