@@ -42,20 +42,21 @@ def test_figure_has_a_row_per_image_and_a_column_per_token():
     assert not axes.axison
 
 
-def test_figure_shows_images_reconstructions_and_maps_themselves():
+def test_figure_shows_images_reconstructions_and_what_each_map_lights():
     images, reconstructions, localization = example()
+    images[0, :, 4::8, 4::8] = 0.9  # a pixel of each patch
     localization[0, :, 0], localization[0, :, 1] = torch.arange(16) / 15, 1 - torch.arange(16) / 15
     localization[0, :, 2:] = 0
     (axes,) = plot_reconstructions(images, reconstructions, localization).axes
-    panels = [panel.get_array() for panel in axes.images]
+    panels = [np.asarray(panel.get_array()) for panel in axes.images]
     np.testing.assert_allclose(panels[0], images[0].permute(1, 2, 0))
     np.testing.assert_allclose(panels[1], reconstructions[0].clamp(0, 1).permute(1, 2, 0))
     first, second, absent = panels[3:6]
-    for token, brightest in ((first, (3, 3)), (second, (0, 0))):
-        np.testing.assert_allclose(token[brightest], token_palette(5)[int(token is second)], atol=1e-6)
-        assert len(np.unique(token.sum(axis=-1).round(5))) == 16  # brighter with every step of the map
-    np.testing.assert_allclose(absent, np.broadcast_to(first[0, 0], absent.shape), atol=1e-6)
-    assert first[0, 0].max() < 0.2
+    for token, lit in ((first, (-1, -1)), (second, (0, 0))):
+        np.testing.assert_allclose(token[lit], panels[0][lit], atol=1e-6)
+    assert np.all(np.diff(first[4::8, 4::8, 0].flatten()) > 0)  # brighter with every step of the map
+    assert np.all(np.diff(second[4::8, 4::8, 0].flatten()) < 0)
+    assert absent.max() < 0.3
 
 
 def test_figure_draws_each_panel_at_its_place():

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BACKGROUND = np.array([21, 21, 26]) / 255  # of a token's map, where the token is not
+_DARKNESS = 0.15  # share of the gray image that is still seen there
 
 
 def token_palette(num_tokens: int) -> np.ndarray:
@@ -98,7 +99,8 @@ def plot_reconstructions(
     """Draws images, their reconstructions, the segmentation by tokens, and each token's map.
 
     A row is an image. The segmentation gives each pixel to the token whose (bilinearly upsampled) map is largest
-    there. Tokens are numbered from 0. The maps run from 0 (dark) to 1 (the token's colour in the segmentation).
+    there. Tokens are numbered from 0, in their colours of the segmentation. Each map lights the image where it is: 1
+    shows the image as it is, and 0 leaves it almost dark.
 
     Args:
         images: (B, 3, H, W) floating point RGB in [0, 1], or PIL images of one size.
@@ -131,7 +133,6 @@ def plot_reconstructions(
     upsampled = upsample_maps(maps, size)
     winners = F.one_hot(upsampled.argmax(dim=1), num_tokens).permute(0, 3, 1, 2).float()
     palette = token_palette(num_tokens)
-    tinted = _BACKGROUND + maps.unsqueeze(-1).numpy() * (palette[:, None, None] - _BACKGROUND)
 
     # Layout in inches: cells of the images' aspect, a wider gap between the images and the maps, titles above.
     cell, gap, title = 0.9, 0.06, 0.24
@@ -139,12 +140,14 @@ def plot_reconstructions(
     lefts = [gap + column * (cell + gap) + (2 * gap if column >= 3 else 0) for column in range(3 + num_tokens)]
     height = title + num_rows * (cell_height + gap)
     figure, axes = _canvas(lefts[-1] + cell + gap, height)
-    for left, name in zip(lefts, ["image", "reconstruction", "tokens", *map(str, range(num_tokens))], strict=True):
-        axes.text(left + cell / 2, height - title + gap, name, fontsize=8, color="#333333", ha="center")
+    names = ["image", "reconstruction", "tokens", *map(str, range(num_tokens))]
+    for left, name, color in zip(lefts, names, ["#333333"] * 3 + [*palette], strict=True):
+        axes.text(left + cell / 2, height - title + gap, name, fontsize=8, color=color, ha="center")
     for row in range(num_rows):
         bottom = height - title - row * (cell_height + gap) - cell_height
         segmented = _blend(image_pixels[row], winners[row], palette, 0.6)
-        panels = [image_pixels[row], reconstruction_pixels[row].clip(0, 1), segmented, *tinted[row].clip(0, 1)]
+        lit = [_light(image_pixels[row], token_map) for token_map in upsampled[row].unsqueeze(-1).numpy()]
+        panels = [image_pixels[row], reconstruction_pixels[row].clip(0, 1), segmented, *lit]
         for left, panel in zip(lefts, panels, strict=True):
             _put(axes, panel, left, bottom, cell, cell_height)
     return figure
@@ -416,6 +419,12 @@ def _blend(pixels: np.ndarray, maps: Tensor, palette: np.ndarray, strength: floa
     colors = np.einsum("thw,tc->hwc", maps.numpy(), palette)
     gray = pixels @ np.array([[0.299], [0.587], [0.114]])
     return ((1 - strength) * gray + strength * colors).clip(0, 1)
+
+
+def _light(pixels: np.ndarray, token_map: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) under a light that is as strong as the map (H, W, 1) in [0, 1]."""
+    dark = (1 - _DARKNESS) * _BACKGROUND + _DARKNESS * pixels.mean(axis=2, keepdims=True)
+    return (dark + token_map * (pixels - dark)).clip(0, 1)
 
 
 def _token_maps(localization: Tensor, grid_size: tuple[int, int] | None) -> Tensor:
