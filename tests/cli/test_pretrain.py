@@ -150,7 +150,7 @@ def test_main_job_writes_all_results(main_job):
 def test_main_job_prints_progress_and_a_table_and_nothing_alarming(main_job):
     process, folder = main_job
     lines = process.stdout.splitlines()
-    assert lines[0].endswith("8 sparse tokens, 32 images at 64x64 pixels")
+    assert lines[0].endswith("8 sparse tokens, 32 images in views of 64x64 pixels")
     title = next(line for line in lines if line.split()[:2] == ["step", "loss"])
     assert [line.split()[0] for line in lines[lines.index(title) + 1 :][:2]] == ["1", "2"]
     rule = lines.index("-" * 80)
@@ -178,7 +178,7 @@ def test_main_job_shows_reconstructions_through_the_pipeline(main_job):
         assert min(figure.size) > 500
     pipe = stellar_hf.StellarPipeline.from_pretrained(folder / "pipeline")
     scenes = load_tabletop_scenes("test", 24, seed=1)
-    scenes = scenes.select(sample_rows(scenes, 8))["image"][:]
+    scenes = [scene.resize((128, 128)) for scene in scenes.select(sample_rows(scenes, 8))["image"][:]]
     target = torch.stack(images_to_tensor(scenes)) / 255
     found = pipe(image=scenes, output_type="pt").images
     assert abs(psnr(found, target).mean().item() - float(said[0])) < 0.1
@@ -191,7 +191,7 @@ def test_auto_classes_load_the_folder_as_the_output_says(main_job, load_processo
     inputs = load_processor(folder)(image, return_tensors="pt")
     assert AutoModel.from_pretrained(folder)(**inputs).sparse_tokens.shape[:2] == (1, 8)
     output = AutoModelForPreTraining.from_pretrained(folder)(**inputs, return_loss=False)
-    assert output.reconstruction.shape == (1, 3, 64, 64)
+    assert output.reconstruction.shape == (1, 3, 128, 128)
 
 
 def test_main_job_writes_a_pipeline_that_reconstructs_as_the_model_does(main_job):
@@ -347,7 +347,7 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(pretrain,
 
 def test_the_recipe_that_is_taken_where_none_is_named(pretrain, photos):
     model_args, _, training_args = pretrain.parse_arguments([])
-    assert model_args.model_config["image_size"] == 64 and training_args.num_global_views == 1
+    assert model_args.model_config["image_size"] == 128 and training_args.num_global_views == 1
     # A model that goes on keeps its own configuration.
     model_args, _, training_args = pretrain.parse_arguments(["--model_name_or_path=model"])
     assert model_args.model_config == {} and training_args.num_global_views == 1

@@ -407,7 +407,7 @@ def adapt_and_measure(
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
         count = f"{len(images):,}" if isinstance(images, datasets.Dataset) else "streamed"
-        print(describe(trainer.model, count))
+        print(describe(trainer, count))
     checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir, model_args.resume_from_newest_whole)
     is_finished = announce(trainer, checkpoint)
     table.measure("before")

@@ -418,7 +418,7 @@ def train_and_measure(
     """
     is_main_process = trainer.is_world_process_zero()
     if is_main_process:
-        print(describe(trainer.model, "streamed" if data_args.streaming else f"{len(images):,}"))
+        print(describe(trainer, "streamed" if data_args.streaming else f"{len(images):,}"))
     checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir, model_args.resume_from_newest_whole)
     is_finished = announce(trainer, checkpoint)
     table = start_table(trainer, data_args) if data_args.is_embedded and is_main_process else None
@@ -484,11 +484,11 @@ def model_card_arguments(args: DataArguments) -> dict[str, str]:
     return {}
 
 
-def describe(model: StellarForPreTraining, num_images: str) -> str:
-    config = model.config
+def describe(trainer: StellarTrainer, num_images: str) -> str:
+    model, size = trainer.model, trainer.args.views(trainer.model.config).global_size
     return (
-        f"STELLAR with {model.num_parameters():,} parameters and {config.num_sparse_tokens} sparse tokens, "
-        f"{num_images} images at {config.image_size}x{config.image_size} pixels\n"
+        f"STELLAR with {model.num_parameters():,} parameters and {model.config.num_sparse_tokens} sparse tokens, "
+        f"{num_images} images in views of {size}x{size} pixels\n"
     )
 
 
