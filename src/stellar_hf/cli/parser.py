@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0.
 """The parser of the commands' arguments: dataclasses as flags, every wrong one refused in a sentence."""
 
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -16,7 +17,15 @@ _OF_THE_TRAINER = "flags of the Trainer of Transformers"
 
 
 class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Shows defaults, and the description as it is written."""
+    """Shows each flag by one name, defaults where there is one, and the description as it is written."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+    def _format_action_invocation(self, action):
+        shown = copy.copy(action)
+        shown.option_strings = [name for name in action.option_strings if "-" not in name.lstrip("-")]
+        return super()._format_action_invocation(shown)
 
 
 class CommandParser(HfArgumentParser):
