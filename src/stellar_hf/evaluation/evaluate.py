@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -95,9 +95,9 @@ def evaluate_scenes(
     objects = [
         SceneObjects.from_dataset(scenes, part.index) for scenes, part in zip((train, test), features, strict=True)
     ]
-    told = what_and_where(features[0].tensors, objects[0], features[1].tensors, objects[1], min_area, num_neighbours)
+    known, measured = (cast("dict[str, Tensor]", part.tensors) for part in features)  # images of one size
+    told = what_and_where(known, objects[0], measured, objects[1], min_area, num_neighbours)
     tokens, chance = told["sparse_tokens"], told["chance"]
-    measured = features[1].tensors
     maps = {name: measured[name] for name in ("localization", "grid_size")}
     mask = objects[1].mask
     (segmentation,) = segmentations(maps, mask.shape[1:], num_segments=maps["localization"].shape[-1]).values()

@@ -93,7 +93,8 @@ class StellarDecodingPipeline(DiffusionPipeline):
         }  # fmt: skip
         saving: dict[str, Any] = {"safe_serialization": safe_serialization, "variant": variant}
         if subfolder:
-            return super().push_to_hub(repo_id, subfolder=subfolder, **arguments, **saving)
+            # Diffusers says str, and returns what the Hub's client does.
+            return super().push_to_hub(repo_id, subfolder=subfolder, **arguments, **saving)  # type: ignore[return-value]
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **saving)
             return push_folder(folder, self.model, repo_id, pipeline=type(self).__name__, **arguments)
