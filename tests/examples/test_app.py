@@ -215,9 +215,19 @@ return parts.filter((part) => part.offsetParent && !part.closest(".toast-wrap"))
 
 
 @pytest.fixture(scope="module")
-def address(space, prior_pipe, tmp_path_factory):
+def chromium():
+    """Where Chromium and its driver are; a test that needs them is skipped where one of them, or a package, is not."""
+    for package in ("gradio", "selenium"):
+        pytest.importorskip(package, reason=f"There is no {package}: pip install gradio selenium")
+    paths = shutil.which("chromium"), shutil.which("chromedriver")
+    if not all(paths):
+        pytest.skip("There is no chromium, or no chromedriver: apt install chromium chromium-driver")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def address(chromium, space, prior_pipe, tmp_path_factory):
     """The Space, running, with a pipeline that has a prior."""
-    pytest.importorskip("gradio", reason="The app needs Gradio.")
     folder = tmp_path_factory.mktemp("pipeline")
     prior_pipe.save_pretrained(folder)
     with socket.socket() as free:
@@ -242,18 +252,17 @@ def address(space, prior_pipe, tmp_path_factory):
 
 
 @pytest.fixture(params=["light", "dark"])
-def page(request, address):
+def page(request, chromium, address):
     """The page in Chromium, by somebody who likes it light, or dark; the console must stay free of errors."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="The browser is driven by Selenium.")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("There is no chromium, or no chromedriver: apt install chromium chromium-driver")
+    from selenium import webdriver
+
+    browser_path, driver_path = chromium
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = browser_path
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1400"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as browser:
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path)) as browser:
         scheme = {"name": "prefers-color-scheme", "value": request.param}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         browser.get(address)
