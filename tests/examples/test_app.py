@@ -283,9 +283,9 @@ class Page:
         return self.browser.find_elements("css selector", selector)
 
     def wait(self, is_so: Callable[[], Any]) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while not is_so():
-            assert time.monotonic() < end, f"It did not happen in 30 seconds. {self.status}"
+            assert time.monotonic() < end, f"It did not happen in 90 seconds. {self.status}"
             time.sleep(0.02)
 
     def wait_for_change(self, what: Callable[[], Any], act: Callable[[], Any]) -> None:
