@@ -153,7 +153,7 @@ VARIANTS = {
     "4 tokens": Variant("Fewer tokens keep less of the image.", {"psnr": -1}, {"num_sparse_tokens": 4}),
     "16 tokens": Variant("More tokens keep more of the image.", {"psnr": 1}, {"num_sparse_tokens": 16}),
     "L detached": Variant("Reconstruction is what trains L.", LESS_OF_L, no_gradient_to=(L,)),
-    "compact maps": Variant("Ours: they find objects.", {"foreground_ari": 1}, {"localization_compactness": 4.0}),
+    "compact maps": Variant("Ours: they find objects.", {"foreground_ari": 1}, {"localization_compactness": 3.0}),
     "untrained": Variant("Training helps in all of it.", LESS | LESS_OF_L | {"map_position_r2": -1}),
     "k-means segments": Variant("Ours: L beats colours and places.", {"own_material_knn": -1, "foreground_ari": -1}),
 }
