@@ -35,6 +35,7 @@ _MODEL = "transformers.modeling_utils.PreTrainedModel"
 _MODEL_MIXIN = "diffusers.models.modeling_utils.ModelMixin"
 _PIPELINE = "diffusers.pipelines.pipeline_utils.DiffusionPipeline"
 _METRIC = "evaluate.module.EvaluationModule"
+_HELP = "argparse.ArgumentDefaultsHelpFormatter"
 
 PRIVATE_NAMES = (
     # training/: the Trainer has no public hook for when, where and how it writes a checkpoint.
@@ -94,6 +95,8 @@ PRIVATE_NAMES = (
     # evaluation/: the two methods that a metric of evaluate defines, by its documentation.
     PrivateName(_METRIC, "_info", "Describes a metric.", ("self",)),
     PrivateName(_METRIC, "_compute", "Computes a metric.", ("self", "predictions", "references")),
+    PrivateName(_HELP, "_get_help_string", "Help shows a default only where there is one.", ("self", "action")),
+    PrivateName(_HELP, "_format_action_invocation", "Help shows each flag by one name.", ("self", "action")),
 )
 
 
