@@ -19,7 +19,7 @@ COMMANDS = {
     "reconstruct": "encode images into a few tokens, decode them again, and draw both",
     "edit": "move, scale, erase, swap and mix what tokens stand for",
     "extract": "write tokens, localization and labels of any images to Parquet shards",
-    "pretrain": "pre-train STELLAR, on embedded photographs or on images of your own",
+    "pretrain": "pre-train STELLAR, on embedded scenes or on images of your own",
     "adapt": "train a released model, or your own, further on your images, and guard what it knew",
     "train-prior": "train a prior, by which a pipeline draws new images",
     "evaluate": "measure models by the protocols of the paper, beside baselines that were never trained",
