@@ -44,14 +44,21 @@ from stellar_hf.evaluation import (
 from stellar_hf.training import default_processor
 
 NAMES = ("stellar", "supervised")
-# What differs from the packaged recipe: maps are not made compact here, since labels do not train them.
+# What differs from the packaged recipe: nothing is made of maps here, since labels do not train them.
 CONFIG = {
     "image_size": 64,
     "patch_size": 8,
     "num_sparse_tokens": 8,
     "localization_temperature": 0.06,
     "localization_compactness": 0.0,
-    "reconstruction_weight": 100.0,
+    "refine_tokens": False,
+}
+VIEWS = {
+    "global_size": None,
+    "num_local_views": 1,
+    "local_scale": [0.1, 0.4],
+    "jitter_probability": 0.0,
+    "blur_probability": 0.5,
 }
 
 
@@ -92,8 +99,8 @@ def train(name, seed, args):
     recipe = read_recipe("tabletop_scenes", types=value_types(make_parser()))
     config = {**recipe.pop("model_config"), **CONFIG}
     known = {field: value for field, value in recipe.items() if field in StellarTrainingArguments.__dataclass_fields__}
-    changes = {"output_dir": folder, "seed": seed, "max_steps": args.max_steps, "local_size": None}
-    settings = StellarTrainingArguments(**{**known, **changes})
+    changes = {"output_dir": folder, "seed": seed, "max_steps": args.max_steps}
+    settings = StellarTrainingArguments(**{**known, **VIEWS, **changes})
     data = {"train_dataset": load_tabletop_scenes("train", args.num_train_scenes)}
 
     set_seed(seed)
