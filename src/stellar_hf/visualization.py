@@ -86,7 +86,7 @@ def token_overlay(
         raise ValueError(f"strength is {strength}, but must be in [0, 1].")
     maps = _token_maps(localization.unsqueeze(0), grid_size)
     maps = upsample_maps(maps, pixels.shape[:2])[0]
-    return Image.fromarray(np.uint8(_blend(pixels, maps, palette, strength) * 255 + 0.5))
+    return Image.fromarray((_blend(pixels, maps, palette, strength) * 255 + 0.5).astype(np.uint8))
 
 
 def plot_reconstructions(
@@ -380,7 +380,7 @@ def tabletop_grid(scenes: Dataset, num_columns: int = 4) -> Image.Image:
         painted = np.where(mask[..., None] > 0, painted, gray)
         left, top = index % num_columns * (size + gap), index // num_columns * (2 * size + 3 * gap)
         grid.paste(image, (left, top))
-        grid.paste(Image.fromarray(np.uint8(painted * 255 + 0.5)), (left, top + size + gap))
+        grid.paste(Image.fromarray((painted * 255 + 0.5).astype(np.uint8)), (left, top + size + gap))
     return grid
 
 
