@@ -8,25 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .ray_tracing import SHAPE_NAMES
-from .tabletop_scenes import (
-    _GAP,
-    _MARGIN,
-    TABLETOP_SPLITS,
-    _check_arguments,
-    _draw_scenes,
-    _extents,
-    _features,
-    _radius,
-    _render,
-    _Scenes,
-    _to_columns,
-)
+from .tabletop_layout import GAP, MARGIN, Scenes, draw_scenes, extents_of, footprint_of
+from .tabletop_rendering import TABLETOP_SPLITS, load_textures
+from .tabletop_scenes import check_arguments, scene_columns, scene_features
 
 if TYPE_CHECKING:
     import datasets
 
 _MAX_OBJECTS = 4
+_NUM_CANDIDATES = 256  # scenes, of which some fit
 
 
 def load_moving_object(split: str, num_frames: int = 8, image_size: int = 64, seed: int = 0) -> datasets.Dataset:
@@ -51,24 +41,23 @@ def load_moving_object(split: str, num_frames: int = 8, image_size: int = 64, se
     """
     if num_frames < 2:
         raise ValueError(f"num_frames is {num_frames}, but an object moves in at least 2.")
-    _check_arguments(split, num_frames, image_size, _MAX_OBJECTS, seed, None)
+    check_arguments(split, num_frames, image_size, _MAX_OBJECTS, seed, None)
     import datasets
 
     rng = np.random.default_rng([seed, TABLETOP_SPLITS.index(split), num_frames])
-    scenes = _draw_scenes(rng, split, _MAX_OBJECTS, None)
-    index = _first_is_nearest(scenes).argmax()  # of hundreds of scenes, some fit
-    frames = _Scenes(*(np.repeat(field[index : index + 1], num_frames, axis=0) for field in scenes))
-    across, _, _ = _extents(frames.shape, frames.size, frames.rotation)
-    border = 0.5 - _MARGIN - across[0, 0]
+    scenes = draw_scenes(rng, _NUM_CANDIDATES, load_textures(split), _MAX_OBJECTS, None)
+    index = _first_is_nearest(scenes).argmax()
+    frames = Scenes(*(np.repeat(field[index : index + 1], num_frames, axis=0) for field in scenes))
+    across, _, _ = extents_of(frames.shape, frames.size, frames.rotation)
+    border = 0.5 - MARGIN - across[0, 0]
     frames.position[:, 0, 0] = np.linspace(-border, border, num_frames)
-    columns = _to_columns(frames, *_render(frames, split, image_size), labelled=False)
-    return datasets.Dataset.from_dict(columns, features=_features(image_size, _MAX_OBJECTS, labelled=False))
+    columns = scene_columns(frames, split, image_size, labelled=False)
+    return datasets.Dataset.from_dict(columns, features=scene_features(image_size, _MAX_OBJECTS, labelled=False))
 
 
-def _first_is_nearest(scenes: _Scenes) -> np.ndarray:
+def _first_is_nearest(scenes: Scenes) -> np.ndarray:
     """(n,) whether the first object has a way before all others, on which it touches none."""
-    radius = _radius(scenes.shape, scenes.size)
-    footprint = np.where(scenes.shape == SHAPE_NAMES.index("cube"), np.sqrt(2) * radius, radius)
+    footprint = footprint_of(scenes.shape, scenes.size)
     distance = scenes.position[:, 1:, 1] - scenes.position[:, :1, 1]
-    is_free = distance >= footprint[:, 1:] + footprint[:, :1] + _GAP
+    is_free = distance >= footprint[:, 1:] + footprint[:, :1] + GAP
     return (is_free | ~scenes.exists[:, 1:]).all(axis=1)
