@@ -39,7 +39,7 @@ CONFIG = RECIPE.pop("model_config") | {"image_size": 64, "localization_compactne
 NUM_PATCHES = (CONFIG["image_size"] // CONFIG["patch_size"]) ** 2
 TRAINING = {name: value for name, value in RECIPE.items() if name in StellarTrainingArguments.__dataclass_fields__}
 TRAINING |= {"global_size": None, "num_global_views": 2, "num_local_views": 1, "local_size": 32, "save_steps": 100}
-TRAINING |= {"local_scale": [0.1, 0.4], "teacher_momentum": 0.98}
+TRAINING |= {"local_scale": [0.1, 0.4], "teacher_momentum": 0.98, "per_device_train_batch_size": 32}
 QUICK = {"seeds": [0], "max_steps": 20, "num_train_scenes": 1280, "num_test_scenes": 100}
 
 PERCENT = {"factor": 100, "decimals": 1}
@@ -135,6 +135,7 @@ class Variant:
     config: dict = field(default_factory=dict)
     model: type = StellarForPreTraining
     no_gradient_to: tuple = ()  # what the reconstruction does not train, of what the decoder gets: S and L
+    weights_of: str = ""  # of a variant whose training would be the same
 
 
 S, L = 0, 1
@@ -153,7 +154,9 @@ VARIANTS = {
     "4 tokens": Variant("Fewer tokens keep less of the image.", {"psnr": -1}, {"num_sparse_tokens": 4}),
     "16 tokens": Variant("More tokens keep more of the image.", {"psnr": 1}, {"num_sparse_tokens": 16}),
     "L detached": Variant("Reconstruction is what trains L.", LESS_OF_L, no_gradient_to=(L,)),
-    "compact maps": Variant("Ours: they find objects.", {"foreground_ari": 1}, {"localization_compactness": 3.0}),
+    "compact maps": Variant(
+        "Ours: they find objects.", {"foreground_ari": 1}, {"localization_compactness": 3.0}, weights_of="STELLAR"
+    ),
     "untrained": Variant("Training helps in all of it.", LESS | LESS_OF_L | {"map_position_r2": -1}),
     "k-means segments": Variant("Ours: L beats colours and places.", {"own_material_knn": -1, "foreground_ari": -1}),
 }
@@ -239,11 +242,18 @@ def plot(mean, std):
     return figure
 
 
+def run_folder(args, name, seed):
+    return Path(args.output_dir, f"{name.replace(' ', '-')}-{seed}")
+
+
 def run(name, seed, folder, args):
     """Trains a variant, or goes on from its last checkpoint, unless there is nothing to train; and measures it."""
-    model = make_model(VARIANTS[name], seed)
+    variant = VARIANTS[name]
+    model = make_model(variant, seed)
     processor = default_processor(model)
-    if name == "k-means segments":
+    if variant.weights_of:
+        model = variant.model.from_pretrained(run_folder(args, variant.weights_of, seed), **variant.config)
+    elif name == "k-means segments":
         model = measures.KMeansSegments(CONFIG["num_sparse_tokens"], processor.image_mean, processor.image_std)
     elif name != "untrained":
         changes = {"output_dir": folder, "seed": seed, "max_steps": args.max_steps}
@@ -262,7 +272,7 @@ def main():
     parser.add_argument("--output_dir", default="paper-in-miniature", help="Where everything is written.")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="Seeds of weights and views.")
-    parser.add_argument("--max_steps", type=int, default=300, help="Steps of each training, of 64 images.")
+    parser.add_argument("--max_steps", type=int, default=150, help="Steps of each training, of 32 images.")
     parser.add_argument("--num_train_scenes", type=int, default=8000, help="Scenes to train on.")
     parser.add_argument("--num_test_scenes", type=int, default=300, help="Scenes to measure on.")
     parser.add_argument("--quick", action="store_true", help=f"Other defaults: {QUICK}")
@@ -274,7 +284,7 @@ def main():
     runs = [(name, seed) for seed in args.seeds for name in dict.fromkeys(["STELLAR", *args.variants])]
     results, seconds = [], []
     for number, (name, seed) in enumerate(runs):
-        folder = Path(args.output_dir, f"{name.replace(' ', '-')}-{seed}")
+        folder = run_folder(args, name, seed)
         file = folder / "result.json"
         if not file.exists():
             left = f", {sum(seconds) / len(seconds) * (len(runs) - number) / 60:.0f} minutes left" if seconds else ""

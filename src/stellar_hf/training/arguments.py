@@ -173,6 +173,13 @@ class StellarTrainingArguments(TrainingArguments):
         default=0.0,
         metadata={"help": "First steps that hold the prototypes still, or, below 1, a share (SwAV: 313 to 5005)."},
     )
+    freeze_encoder: bool = field(
+        default=False,
+        metadata={
+            "help": "Trains decoder, clustering heads and token refinement alone. The encoder stays as it is, and makes "
+            "the tokens and maps of use, compact maps included, without noise."
+        },
+    )
     layer_decay: float = field(
         default=1.0,
         metadata={"help": "Factor of the learning rate from each encoder layer to the one below (BEiT, MAE: 0.75)."},

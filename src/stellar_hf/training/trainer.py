@@ -104,6 +104,8 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             raise ValueError(f"StellarTrainer trains a StellarForPreTraining, not a {type(model).__name__}.")
         if not isinstance(args, StellarTrainingArguments):
             raise ValueError(f"StellarTrainer takes StellarTrainingArguments, not {type(args).__name__}.")
+        if args.freeze_encoder:
+            _freeze_encoder(base_model)
         for dataset in (train_dataset, eval_dataset):
             check_not_empty(dataset)
         train_dataset = undecoded(train_dataset, args.image_column)
@@ -408,6 +410,14 @@ def _describe_hardware(device: torch.device) -> str:
 def _without_adapters(model: Any) -> Any:
     """The model in a wrapper of PEFT, which need not be installed; others as they are."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _freeze_encoder(model: StellarForPreTraining) -> None:
+    """Leaves decoder, heads and token refinement to train; the rest is in evaluation mode, as where it is used."""
+    encoder = model.train().stellar
+    encoder.eval().requires_grad_(False)
+    if model.config.refine_tokens:
+        encoder.token_refinement.requires_grad_(True)
 
 
 def _is_frozen_in_evaluation_mode(module: nn.Module) -> bool:
