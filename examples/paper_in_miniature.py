@@ -231,14 +231,15 @@ def plot(mean, std):
     """Semantics against reconstruction: a point with its deviations for each variant that reconstructs."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.subplots(subplot_kw={"xlabel": METRICS["psnr"].title, "ylabel": METRICS["image_knn"].title})
     axes.spines[["top", "right"]].set_visible(False)
     x, y = mean["psnr"].dropna(), 100 * mean["image_knn"]
-    axes.errorbar(x, y[x.index], 100 * std["image_knn"][x.index], std["psnr"][x.index], "o", markersize=4, lw=0.8)
-    for name in x.index:
-        weight = "bold" if name == "STELLAR" else "normal"
-        axes.annotate(name, (x[name], y[name]), (4, 4), textcoords="offset points", fontsize=7, weight=weight)
+    for number, name in enumerate(sorted(x.index, key=y.get, reverse=True)):  # the legend in the order of the points
+        deviations = 100 * std["image_knn"][name], std["psnr"][name]
+        marker = "*" if name == "STELLAR" else "osD^v"[number % 5]
+        axes.errorbar(x[name], y[name], *deviations, marker, markersize=8, lw=0.8, label=name, color=f"C{number}")
+    figure.legend(loc="outside right", frameon=False)
     return figure
 
 

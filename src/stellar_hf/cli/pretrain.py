@@ -421,7 +421,7 @@ def train_and_measure(
         print(describe(trainer, "streamed" if data_args.streaming else f"{len(images):,}"))
     checkpoint = find_checkpoint(trainer, model_args.overwrite_output_dir, model_args.resume_from_newest_whole)
     is_finished = announce(trainer, checkpoint)
-    table = start_table(trainer, data_args) if data_args.is_embedded and is_main_process else None
+    table = start_table(trainer, model_args, data_args) if data_args.is_embedded and is_main_process else None
 
     train_or_load(trainer, checkpoint, is_finished)
     trainer.save_model()
@@ -466,12 +466,15 @@ def write_results(
         print(how_to_load(str(trainer.args.output_dir)))
 
 
-def start_table(trainer: StellarTrainer, data_args: DataArguments) -> SceneEvaluation:
+def start_table(trainer: StellarTrainer, model_args: ModelArguments, data_args: DataArguments) -> SceneEvaluation:
     """The table of the end, with the rows that are known before the training."""
-    show_progress = not trainer.args.disable_tqdm
-    scene_size = trainer.args.views(trainer.model.config).global_size
     return SceneEvaluation(
-        data_args.num_eval_scenes, scene_size, trainer.model, trainer.processing_class, show_progress
+        data_args.num_eval_scenes,
+        trainer.args.views(trainer.model.config).global_size,
+        trainer.model,
+        trainer.processing_class,
+        "untrained" if model_args.model_name_or_path is None else "before",
+        show_progress=not trainer.args.disable_tqdm,
     )
 
 

@@ -30,6 +30,7 @@ _PREFIXES = {
     "k-means": "kmeans_",
     "patch means": "patch_means_",
     "untrained": "untrained_",
+    "before": "before_",
     "trained": "",
 }
 # What the token of an object should not say: another object's material, and a place.
@@ -55,11 +56,18 @@ class SceneEvaluation:
         scene_size: Height and width of the scenes in pixels, which the processor may enlarge.
         model: The model before its training.
         processor: Its image processor.
+        row: What the model is called at that time: "untrained", or "before" if it was trained earlier.
         show_progress: Whether to show progress bars.
     """
 
     def __init__(
-        self, num_scenes: int, scene_size: int, model: StellarForPreTraining, processor: Any, show_progress: bool
+        self,
+        num_scenes: int,
+        scene_size: int,
+        model: StellarForPreTraining,
+        processor: Any,
+        row: str,
+        show_progress: bool,
     ):
         # Neighbours and probes take other scenes of the training split than the training does.
         self.train = load_tabletop_scenes("train", 2 * num_scenes, scene_size, seed=1)
@@ -77,7 +85,7 @@ class SceneEvaluation:
             for probe in ("knn", "linear")
         }
         self.rows = {"chance": chance, "k-means": kmeans, "patch means": self._measure_patch_means(model)}
-        self.rows["untrained"] = self._measure("untrained", model)
+        self.rows[row] = self._measure(row, model)
 
     def add_trained(self, model: StellarForPreTraining) -> dict[str, float]:
         """Measures the trained model; returns the figures of all rows under the names of `all_results.json`."""
