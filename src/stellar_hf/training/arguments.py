@@ -176,8 +176,8 @@ class StellarTrainingArguments(TrainingArguments):
     freeze_encoder: bool = field(
         default=False,
         metadata={
-            "help": "Trains decoder, clustering heads and token refinement alone. The encoder stays as it is, and makes "
-            "the tokens and maps of use, compact maps included, without noise."
+            "help": "Trains decoder, clustering heads and token refinement alone. The encoder stays as it is, and its "
+            "maps are those of use: compact ones where the model has them, without noise."
         },
     )
     layer_decay: float = field(
