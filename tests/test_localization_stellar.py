@@ -7,11 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stellar_hf import evaluation
 from stellar_hf.localization_stellar import (
-    concept_labels,
     patch_positions,
     pixel_labels,
+    region_shares,
     spatial_scores,
     token_maps,
     upsample_maps,
@@ -45,8 +44,23 @@ def test_grids_that_are_not_square_are_asked_for():
         pixel_labels(torch.rand(1, 6, 2), (8, 8))
 
 
-def test_labels_of_tokens_have_kept_their_public_name():
-    assert evaluation.concept_labels is concept_labels
+def test_shares_of_regions_weigh_patches_by_the_map():
+    """By hand: in a row of two patches, region 1 is the first patch and a half of the second one."""
+    localization = torch.tensor([[[0.9, 0.1, 0.0], [0.6, 0.4, 0.0]]])
+    mask = torch.tensor([[[1, 1, 1, 0]] * 2])
+    shares = region_shares(localization, mask, num_regions=2, grid_size=(1, 2))
+    torch.testing.assert_close(shares[0, 1], torch.tensor([(0.9 + 0.3) / 1.5, (0.1 + 0.2) / 0.5, 0.0]))
+    torch.testing.assert_close(shares[0].sum(0), torch.tensor([1.0, 1.0, 0.0]))  # the last token has no map
+
+
+def test_regions_are_checked():
+    localization, mask = torch.full((2, 6, 3), 1 / 3), torch.zeros(2, 8, 12, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"6 patches and grid_size is \(2, 2\)"):
+        region_shares(localization, mask, 2, grid_size=(2, 2))
+    with pytest.raises(ValueError, match=r"\(2, 6, 3\) and the mask \(1, 8, 12\)"):
+        region_shares(localization, mask[:1], 2, grid_size=(2, 3))
+    with pytest.raises(ValueError, match="ids from 0 to 2, but num_regions is 2"):
+        region_shares(localization, mask.index_fill(2, torch.tensor([0]), 2), 2, grid_size=(2, 3))
 
 
 @settings(max_examples=20, deadline=None)

@@ -151,39 +151,6 @@ def region_shares(
     return (patch_shares @ mass) / mass.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def concept_labels(
-    localization: Tensor,
-    mask: Tensor,
-    num_regions: int,
-    threshold: float = 0.8,
-    grid_size: Sequence[int] | Tensor | None = None,
-) -> Tensor:
-    """
-    Region that each token stands for: the one that holds at least `threshold` of the token's map.
-
-    The shares are those of [`region_shares`].
-
-    Args:
-        localization: (B, N, r) floating point >= 0; rows sum to 1. Patches are row-major.
-        mask: (B, H, W) integers; region of each pixel, from 0 to `num_regions - 1`.
-        num_regions: Number of regions.
-        threshold: Least share of the token's mass, in (0, 1].
-        grid_size: (rows, columns) of the patches; a square grid without it.
-
-    Returns:
-        (B, r) int64; region id, or -1 where no region holds enough of the map.
-
-    Raises:
-        ValueError: If shapes disagree, a region id or the threshold is out of range, or the grid is unknown.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}, but must be in (0, 1]: it is a share of a token's map.")
-    shares = region_shares(localization, mask, num_regions, grid_size)
-    share, region = shares.max(dim=1)
-    # The tolerance keeps a share of exactly the threshold, which float32 sums may miss by a rounding error.
-    return torch.where(share >= threshold - 1e-5, region, -1)
-
-
 def _common_row(grid_size: Tensor) -> list[int]:
     rows = grid_size.reshape(1, -1) if grid_size.ndim < 2 else grid_size.unique(dim=0)
     if len(rows) != 1 or grid_size.is_floating_point():

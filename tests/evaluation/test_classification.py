@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stellar_hf.evaluation import concept_accuracy, knn_accuracy, linear_probe_accuracy
+from stellar_hf.evaluation import knn_accuracy, linear_probe_accuracy
 
 
 def blobs(rows: int, seed: int, num_classes: int = 5, width: int = 16, noise: float = 0.1):
@@ -151,39 +151,3 @@ def test_knn_rejects_more_neighbours_than_rows():
 def test_linear_probe_rejects_a_single_class():
     with pytest.raises(ValueError, match="single class"):
         linear_probe_accuracy(*blobs(10, seed=0, num_classes=1), *blobs(5, seed=1))
-
-
-def test_concept_accuracy_counts_tokens_without_a_region_as_wrong():
-    tokens, labels = blobs(80, seed=0)
-    test_tokens, test_labels = blobs(40, seed=1)
-    train_concepts, test_concepts = labels.clone(), test_labels.clone()
-    # Unlabelled tokens are noise: they would spoil the accuracy if they took part.
-    tokens[::2], train_concepts[::2] = 1.0, -1
-    test_tokens[::4], test_concepts[::4] = 1.0, -1
-    result = concept_accuracy(
-        tokens.view(20, 4, 16), train_concepts.view(20, 4), test_tokens.view(10, 4, 16), test_concepts.view(10, 4), k=5
-    )
-    assert result == {"concept_accuracy": 0.75, "concept_coverage": 0.75}
-
-
-@pytest.mark.parametrize("unlabelled", ["train", "test", "both"])
-def test_concept_accuracy_is_zero_where_no_token_is_labelled(unlabelled):
-    tokens, concepts = torch.randn(5, 4, 8), torch.zeros(5, 4, dtype=torch.long)
-    train = torch.full_like(concepts, -1) if unlabelled != "test" else concepts
-    test = torch.full_like(concepts, -1) if unlabelled != "train" else concepts
-    result = concept_accuracy(tokens, train, tokens, test)
-    assert result == {"concept_accuracy": 0.0, "concept_coverage": 1.0 if unlabelled == "train" else 0.0}
-
-
-def test_concept_accuracy_works_with_fewer_labelled_tokens_than_neighbours():
-    tokens, concepts = torch.randn(2, 4, 8), torch.full((2, 4), -1)
-    concepts[0, 0] = 3
-    result = concept_accuracy(tokens, concepts, tokens, concepts, k=20)
-    assert result == {"concept_accuracy": 0.125, "concept_coverage": 0.125}
-
-
-def test_concept_accuracy_rejects_concepts_of_another_shape():
-    with pytest.raises(ValueError, match=r"test_concepts \(5, 3\)"):
-        concept_accuracy(
-            torch.randn(5, 4, 8), torch.zeros(5, 4).long(), torch.randn(5, 4, 8), torch.zeros(5, 3).long()
-        )

@@ -11,7 +11,6 @@ from .baselines import pooled_tokens as pooled_tokens
 from .baselines import uniform_localization as uniform_localization
 from .classification import MatchedClasses as MatchedClasses
 from .classification import class_names as class_names
-from .classification import concept_accuracy as concept_accuracy
 from .classification import match_classes as match_classes
 from .clustering import average_linkage as average_linkage
 from .clustering import kmeans as kmeans
@@ -24,7 +23,6 @@ from .disentanglement import ridge_r2 as ridge_r2
 from .disentanglement import shift_equivariance as shift_equivariance
 from .disentanglement import what_and_where as what_and_where
 from .evaluate import evaluate_scenes as evaluate_scenes
-from .evaluate import evaluate_stellar as evaluate_stellar
 from .evaluate import format_results_table as format_results_table
 from .knn import knn_accuracies as knn_accuracies
 from .knn import knn_accuracy as knn_accuracy
@@ -32,8 +30,6 @@ from .knn import nearest_neighbours as nearest_neighbours
 from .linear import LinearProbe as LinearProbe
 from .linear import linear_probe_accuracy as linear_probe_accuracy
 from .linear import train_linear_probes as train_linear_probes
-from .localization import concept_labels as concept_labels
-from .localization import localization_iou as localization_iou
 from .metrics import Accuracy as Accuracy
 from .objects import adjusted_rand_index as adjusted_rand_index
 from .objects import corloc as corloc

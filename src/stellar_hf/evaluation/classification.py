@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""Classes of images and of single tokens: what two data sets call the same, and kNN of tokens (concepts)."""
+"""Classes of images: what two data sets call the same."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from ..features.checks import check_integer, check_tensors
-from .knn import knn_accuracy
 
 # A class by its number, or by its name.
 Class = int | str
@@ -81,60 +78,3 @@ def _class_of(label: Any, names: Sequence[str] | None) -> Class | None:
     if label is None or isinstance(label, str):
         return label
     return None if int(label) < 0 else int(label) if names is None else names[int(label)]
-
-
-def concept_accuracy(
-    train_tokens: Tensor,
-    train_concepts: Tensor,
-    test_tokens: Tensor,
-    test_concepts: Tensor,
-    k: int = 20,
-) -> dict[str, float]:
-    """How many single tokens stand for one region and tell, by kNN, what it shows.
-
-    Tokens that cover no region count as wrong: over the labelled tokens alone, a model with few of them, all easy,
-    would look best. With fewer than `k` labelled training tokens all of them vote.
-
-    Args:
-        train_tokens: (B, r, d) floating point.
-        train_concepts: (B, r) integers; class of the region that the token covers, -1 where it covers none.
-        test_tokens: (C, r, d) floating point.
-        test_concepts: (C, r) integers, the same of the test tokens.
-        k: Number of neighbours.
-
-    Returns:
-        In [0, 1]: `concept_coverage`, the share of test tokens with a label, and `concept_accuracy`, the share of test
-        tokens that have a label and are classified correctly. Their ratio is the accuracy of the labelled tokens.
-
-    Raises:
-        ValueError: If tokens and concepts disagree in shape or a set is empty.
-    """
-    check_integer("k", k)
-    check_tensors(
-        train_tokens=train_tokens,
-        train_concepts=train_concepts,
-        test_tokens=test_tokens,
-        test_concepts=test_concepts,
-    )
-    for name, tokens, concepts in (
-        ("train", train_tokens, train_concepts),
-        ("test", test_tokens, test_concepts),
-    ):
-        if tokens.ndim != 3 or tokens.shape[:2] != concepts.shape or len(tokens) == 0:
-            raise ValueError(
-                f"{name}_tokens have shape {tuple(tokens.shape)} and {name}_concepts {tuple(concepts.shape)}, "
-                "but (B, r, d) and (B, r) with B >= 1 are expected."
-            )
-    in_train, in_test = train_concepts >= 0, test_concepts >= 0
-    num_train = int(in_train.sum())
-    coverage = float(in_test.float().mean())
-    accuracy = 0.0
-    if num_train and in_test.any():
-        accuracy = knn_accuracy(
-            train_tokens[in_train],
-            train_concepts[in_train],
-            test_tokens[in_test],
-            test_concepts[in_test],
-            k=min(k, num_train),
-        )
-    return {"concept_accuracy": accuracy * coverage, "concept_coverage": coverage}
