@@ -16,12 +16,20 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 import stellar_hf
-from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarModel, StellarPipeline
+from stellar_hf import (
+    StellarConfig,
+    StellarForImageReconstruction,
+    StellarImageProcessorPil,
+    StellarModel,
+    StellarPipeline,
+)
 from stellar_hf.cli.__main__ import main
 from stellar_hf.data import load_photo_mosaics
 from stellar_hf.data.photo_mosaics import photograph
 
 REPOSITORY = Path(__file__).parents[1]
+DEMO_CONFIG = StellarConfig.from_pretrained(stellar_hf.DEMO_MODEL)
+R, WIDTH = DEMO_CONFIG.num_sparse_tokens, DEMO_CONFIG.hidden_size
 COMMANDS = f'stellar-hf() {{ {sys.executable} -m stellar_hf.cli "$@"; }}\npython() {{ {sys.executable} "$@"; }}\n'
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
@@ -65,7 +73,10 @@ def test_first_lines(page, folder):
     )
     pipe.save_pretrained("stellar-tabletop-scenes/pipeline")
     output = run_page(page)["output"]
-    assert (output.sparse_tokens.shape, output.localization.shape) == ((1, 6, 128), (1, 256, 6))
+    assert (output.sparse_tokens.shape, output.localization.shape) == (
+        (1, R, WIDTH),
+        (1, 256, R),
+    )
 
 
 @pytest.mark.slow
@@ -85,8 +96,12 @@ def test_concepts(folder):
 @needs_auto_image_processor
 def test_sizes(folder):
     names = run_page("docs/sizes.md")
-    assert names["output"].grid_size.tolist() == [[16, 24]] and names["output"].localization.shape == (1, 384, 6)
-    assert names["maps"].shape == (6, names["image"].height, names["image"].width)
+    assert names["output"].grid_size.tolist() == [[16, 24]] and names["output"].localization.shape == (
+        1,
+        384,
+        R,
+    )
+    assert names["maps"].shape == (R, names["image"].height, names["image"].width)
     assert names["maps"].sum(0).allclose(names["maps"].new_ones(()), atol=1e-5)
 
 
@@ -94,7 +109,7 @@ def test_sizes(folder):
 def test_tasks(folder):
     names = run_page("docs/tasks.md")
     assert names["classifier"].num_labels == 10 and names["segmenter"].num_labels == 21
-    assert len(names["vector"][0]) == 128
+    assert len(names["vector"][0]) == WIDTH
     assert 0 < names["model"].get_nb_trainable_parameters()[0] < 100_000
 
 
@@ -103,7 +118,7 @@ def test_export(folder):
     StellarModel.from_pretrained(stellar_hf.DEMO_MODEL).save_pretrained("my-stellar")
     names = run_page("docs/export.md", "bash|python")
     assert names["outputs"].keys() == {"last_hidden_state", "pooler_output", "sparse_tokens", "localization"}
-    assert names["outputs"]["localization"].shape[2] == 6
+    assert names["outputs"]["localization"].shape[2] == R
 
 
 @pytest.mark.slow
@@ -114,8 +129,8 @@ def test_features_of_images(folder):
             row["image"].save(f"photos/{kind}/{index:02}.jpg")
     Path("photos/things/broken.jpg").write_text("no image")
     names = run_page("docs/extract_features.md", "bash|python")
-    assert names["matches"].images.shape == names["matches"].slots.shape == (6, 3)
-    assert names["localization"].shape == (256, 6) and names["localization"].count_nonzero(dim=1).max() == 2
+    assert names["matches"].images.shape == names["matches"].slots.shape == (R, 3)
+    assert names["localization"].shape == (256, R) and names["localization"].count_nonzero(dim=1).max() == 2
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from stellar_hf import (
     StellarImageProcessorPil,
     StellarModel,
 )
-from stellar_hf.data import load_photo_mosaics
+from stellar_hf.data import load_tabletop_scenes
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.filterwarnings("ignore:MatMul8bitLt")
@@ -28,7 +28,7 @@ INT8 = BitsAndBytesConfig(load_in_8bit=True)
 @pytest.fixture(scope="module")
 def pixel_values():
     """Scenes that the demo model has not seen."""
-    scenes = [scene["image"] for scene in load_photo_mosaics("test", num_scenes=16)]
+    scenes = load_tabletop_scenes("test", 16, seed=1)["image"][:]
     return StellarImageProcessorPil.from_pretrained(stellar_hf.DEMO_MODEL)(scenes, return_tensors="pt").pixel_values
 
 

@@ -16,7 +16,7 @@ from wrapt import when_imported
 __version__ = "0.2.0"
 
 DEMO_MODEL = str(Path(__file__).parent / "demo")
-"""Folder of a small model, pre-trained on the photo mosaics, that comes with this package; for `from_pretrained`."""
+"""Folder of a small model, pre-trained on the tabletop scenes, that comes with this package; for `from_pretrained`."""
 
 __getattr__, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __all__ += ["DEMO_MODEL"]

@@ -1099,7 +1099,7 @@ class StellarForImageClassification(StellarPreTrainedModel):
     >>> from transformers import AutoModelForImageClassification
 
     >>> model = AutoModelForImageClassification.from_pretrained(stellar_hf.DEMO_MODEL, num_labels=19)
-    >>> model(torch.randn(1, 3, 32, 32)).logits.shape
+    >>> model(torch.randn(1, 3, 128, 128)).logits.shape
     torch.Size([1, 19])
     ```
     """
@@ -1161,7 +1161,7 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
     >>> from transformers import AutoModelForSemanticSegmentation
 
     >>> model = AutoModelForSemanticSegmentation.from_pretrained(stellar_hf.DEMO_MODEL, num_labels=19)
-    >>> model(torch.randn(1, 3, 32, 32)).logits.shape[:2]
+    >>> model(torch.randn(1, 3, 128, 128)).logits.shape[:2]
     torch.Size([1, 19])
     ```
     """
@@ -1237,9 +1237,9 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
     >>> from stellar_hf import StellarForImageReconstruction
 
     >>> model = StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL)
-    >>> output = model(torch.randn(1, 3, 32, 32))
+    >>> output = model(torch.randn(1, 3, 128, 128))
     >>> output.reconstruction.shape
-    torch.Size([1, 3, 32, 32])
+    torch.Size([1, 3, 128, 128])
     >>> edited = model.decode(output.sparse_tokens, output.localization, output.grid_size)
     ```
     """
@@ -1345,7 +1345,7 @@ class StellarBackbone(BackboneMixin, StellarModel):  # type: ignore[misc]
     >>> from stellar_hf import StellarBackbone
 
     >>> model = StellarBackbone.from_pretrained(stellar_hf.DEMO_MODEL, out_features=["stage1", "stage3"])
-    >>> len(model(torch.randn(1, 3, 32, 32)).feature_maps)
+    >>> len(model(torch.randn(1, 3, 128, 128)).feature_maps)
     2
     ```
     """

@@ -26,7 +26,7 @@ def test_embedded_scenes_are_drawn_and_the_figure_is_explained(run_demo, tmp_pat
     width, height = run_demo()
     assert width > height > 500
     output = capsys.readouterr().out
-    assert str(tmp_path / "out" / "demo.png") in output and "6 tokens of 128 numbers" in output
+    assert str(tmp_path / "out" / "demo.png") in output and "reconstruction from 8 tokens of" in output
 
 
 def test_photographs_of_a_user_are_drawn(run_demo, tmp_path):

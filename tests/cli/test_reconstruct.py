@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""The script runs as its documentation says, on the packaged photographs and on images of a user."""
+"""The script runs as its documentation says, on the embedded images and on images of a user."""
 
 import re
 from functools import partial
@@ -24,12 +24,12 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image).astype(int)
 
 
-def test_photographs_by_default(run_script, tmp_path, capsys):
+def test_a_scene_and_a_photograph_by_default(run_script, tmp_path, capsys):
     run_script()
-    decibels = re.findall(r"from 6 tokens .* PSNR ([\d.]+) dB", capsys.readouterr().out)
-    assert len(decibels) == 2 and all(float(value) > 16 for value in decibels)
-    for name in ("china", "flower"):
-        assert pixels(tmp_path / "reconstructions" / f"{name}.png").shape == (427, 640, 3)
+    decibels = re.findall(r"from 8 tokens .* PSNR ([\d.]+) dB", capsys.readouterr().out)
+    assert len(decibels) == 2 and all(float(value) > 14 for value in decibels)
+    for name in ("scene", "flower"):
+        assert pixels(tmp_path / "reconstructions" / f"{name}.png").shape == (128, 128, 3)
         height, width, _ = pixels(tmp_path / "reconstructions" / f"{name}-tokens.png").shape
         assert width > 3 * height  # a row of panels
 

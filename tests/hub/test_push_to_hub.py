@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from stellar_hf import StellarModel, StellarPipeline
+from stellar_hf import DEMO_MODEL, StellarConfig, StellarModel, StellarPipeline
 
 
 def card(hub, repo_id, revision="main"):
@@ -109,7 +109,10 @@ def test_model_card_of_a_pushed_pipeline(hub, pushed, run_python):
     photograph = 'from PIL import Image\nImage.new("RGB", (50, 40)).save("photograph.jpg")\n'
     encoder = encoder.replace("AutoImageProcessor, ", "").partition("processor =")[0]  # not in each Transformers
     shapes = "print(type(model).__name__, *tokens.shape, *localization.shape)"
-    assert run_python(photograph + encoder + pipeline + shapes) == "StellarModel 1 6 128 1 256 6\n"
+    config = StellarConfig.from_pretrained(DEMO_MODEL)
+    num_tokens, width = config.num_sparse_tokens, config.hidden_size
+    printed = run_python(photograph + encoder + pipeline + shapes)
+    assert printed == f"StellarModel 1 {num_tokens} {width} 1 256 {num_tokens}\n"
 
 
 def test_model_card_of_a_pushed_model(hub, pushed):

@@ -38,8 +38,10 @@ def test_pipeline(tmp_path, monkeypatch):
     assert names["codes"].shape == (2, 16)
     # Shapes that the page states in comments.
     tokens, localization = names["pipe"].encode(names["images"])
-    assert (tuple(tokens.shape), tuple(localization.shape)) == ((2, 6, 128), (2, 256, 6))
-    assert (tuple(names["tokens"].shape), tuple(names["localization"].shape)) == ((1, 6, 128), (1, 216, 6))
+    num_tokens, width = names["pipe"].model.config.num_sparse_tokens, names["pipe"].model.config.hidden_size
+    assert (tuple(tokens.shape), tuple(localization.shape)) == ((2, num_tokens, width), (2, 256, num_tokens))
+    shapes = tuple(names["tokens"].shape), tuple(names["localization"].shape)
+    assert shapes == ((1, num_tokens, width), (1, 216, num_tokens))
 
 
 def test_editing():

@@ -14,13 +14,15 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageOps
 
 import stellar_hf
-from stellar_hf import StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
-from stellar_hf.data import images_to_tensor, load_photo_mosaics
+from stellar_hf import StellarConfig, StellarForImageReconstruction, StellarImageProcessorPil, StellarPipeline
+from stellar_hf.data import images_to_tensor, load_tabletop_scenes
 from stellar_hf.data.photo_mosaics import photograph
 from stellar_hf.evaluation import psnr
 from stellar_hf.pipelines import MaskGitVQModel
 from stellar_hf.pipelines.decoding import sample_codes
 
+DEMO_CONFIG = StellarConfig.from_pretrained(stellar_hf.DEMO_MODEL)
+R, WIDTH = DEMO_CONFIG.num_sparse_tokens, DEMO_CONFIG.hidden_size
 SIZES = [(48, 70), (30, 30), (101, 33)]  # height, width: none a multiple of the demo model's patches
 
 
@@ -67,11 +69,11 @@ def test_images_come_back_whole_and_in_their_size(pipe, images):
     reconstructions = pipe(image=images).images
     assert [image.size for image in reconstructions] == [image.size for image in images]
     for image, reconstruction in zip(images, reconstructions, strict=True):
-        assert similarity(reconstruction, image) > 18
+        assert similarity(reconstruction, image) > 15
         if image.width != image.height:
             side = min(image.size)
             centre = ImageOps.fit(image, (side, side)).resize(image.size)
-            assert similarity(reconstruction, image) > similarity(reconstruction, centre) + 2
+            assert similarity(reconstruction, image) > similarity(reconstruction, centre) + 1.5
 
 
 def test_batch_equals_single_images(pipe, images):
@@ -84,18 +86,18 @@ def test_batch_equals_single_images(pipe, images):
 def test_encoding_and_decoding_equal_the_call_with_an_image(pipe, images):
     image = images[0]
     tokens, localization = pipe.encode(image)
-    assert tokens.shape == (1, 6, 128) and localization.shape == (1, 256, 6)
+    assert tokens.shape == (1, R, WIDTH) and localization.shape == (1, 256, R)
     torch.testing.assert_close(localization.sum(-1), torch.ones(1, 256))
     decoded = pipe(sparse_tokens=tokens, localization=localization, height=image.height, width=image.width)
     assert decoded.images[0].tobytes() == pipe(image=image).images[0].tobytes()
-    assert pipe(sparse_tokens=tokens, localization=localization).images[0].size == (32, 32)
+    assert pipe(sparse_tokens=tokens, localization=localization).images[0].size == (128, 128)
 
 
 def test_grid_of_another_shape(pipe, images):
     tokens, localization = pipe.encode(images, grid_size=(12, 20))
-    assert tokens.shape == (3, 6, 128) and localization.shape == (3, 240, 6)
+    assert tokens.shape == (3, R, WIDTH) and localization.shape == (3, 240, R)
     decoded = pipe(sparse_tokens=tokens, localization=localization, grid_size=(12, 20)).images
-    assert [image.size for image in decoded] == [(40, 24)] * 3
+    assert [image.size for image in decoded] == [(160, 96)] * 3
     (called,) = pipe(image=images[0], grid_size=(12, 20), output_type="latent").images
     torch.testing.assert_close(as_tensor(decoded[0]), called.clamp(0, 1), rtol=0, atol=0.51 / 255)
 
@@ -328,12 +330,12 @@ def vq_pipe(code_pipe):
 
 
 def test_a_second_step_comes_closer_to_the_image(pipe):
-    scenes = torch.stack(images_to_tensor(load_photo_mosaics("test", 32)["image"])) / 255
+    scenes = torch.stack(images_to_tensor(load_tabletop_scenes("test", 32, seed=1)["image"])) / 255
 
     def closeness(steps):
         return psnr(pipe(image=scenes, num_inference_steps=steps, output_type="pt").images, scenes).mean()
 
-    assert closeness(2) > closeness(1) + 0.15
+    assert closeness(2) > closeness(1) + 0.05
 
 
 def test_further_steps_add_half_of_what_the_image_lacks(pipe, images):
@@ -376,10 +378,13 @@ def test_steps_show_a_progress_bar_unless_there_is_one_alone(pipe, images, capsy
     ("arguments", "said"),
     [
         ({}, "Pass either image, or sparse_tokens and localization"),
-        ({"sparse_tokens": torch.zeros(1, 6, 128)}, "Pass either image"),
-        ({"image": Image.new("RGB", (8, 8)), "localization": torch.zeros(1, 4, 6)}, "Pass either image"),
-        ({"sparse_tokens": torch.zeros(1, 6, 128), "localization": torch.zeros(1, 6, 6)}, "pass grid_size"),
-        ({"sparse_tokens": torch.zeros(1, 6, 64), "localization": torch.zeros(1, 4, 6)}, r"tokens, 128"),
+        ({"sparse_tokens": torch.zeros(1, R, WIDTH)}, "Pass either image"),
+        ({"image": Image.new("RGB", (8, 8)), "localization": torch.zeros(1, 4, R)}, "Pass either image"),
+        ({"sparse_tokens": torch.zeros(1, R, WIDTH), "localization": torch.zeros(1, 6, R)}, "pass grid_size"),
+        (
+            {"sparse_tokens": torch.zeros(1, R, 64), "localization": torch.zeros(1, 4, R)},
+            f"tokens, {WIDTH}",
+        ),
         ({"image": Image.new("RGB", (8, 8)), "grid_size": (0, 4)}, "grid_size is"),
         ({"image": Image.new("RGB", (8, 8)), "height": 4}, "height is 4 and width None"),
         ({"image": Image.new("RGB", (8, 8)), "output_type": "png"}, "output_type is 'png'"),

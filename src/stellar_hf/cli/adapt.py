@@ -29,7 +29,7 @@ from transformers.utils import is_peft_available
 import stellar_hf
 
 from .. import StellarConfig, StellarForPreTraining, StellarTrainer, StellarTrainingArguments
-from ..data import load_images, load_photo_mosaics
+from ..data import load_images, load_tabletop_scenes
 from ..evaluation import TASKS, ReconstructionMetrics, RunSettings, Splits, Subject, reconstruction_scores
 from ..evaluation.evaluate import TableColumn, format_results_table
 from ..released_stellar import RELEASED_REPOSITORY
@@ -54,7 +54,7 @@ from .pretrain import (
 from .process import errors_in_a_sentence
 from .resuming import announce, find_checkpoint, train_or_load
 
-PHOTO_MOSAICS = "photo_mosaics"
+TABLETOP_SCENES = "tabletop_scenes"
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj"]
 COLUMNS: tuple[TableColumn, ...] = (
     ("knn_accuracy", ("kNN", "%"), 100, 1),
@@ -84,7 +84,7 @@ class AdaptationArguments:
     old_eval_dir: str | None = field(
         default=None,
         metadata={
-            "help": "The same, to measure on; or photo_mosaics, the embedded mosaics, for models that were trained "
+            "help": "The same, to measure on; or tabletop_scenes, the embedded scenes, for models that were trained "
             "on them, as the demo model was, which takes them by default. Without old images nothing is guarded."
         },
     )
@@ -103,7 +103,7 @@ class AdaptationArguments:
             raise ImportError("lora_rank needs PEFT, which is not installed: pip install peft")
         if not 0 <= self.max_knn_drop <= 100:
             raise ValueError(f"max_knn_drop is {self.max_knn_drop}, but must be in [0, 100] points.")
-        if self.old_train_dir is not None and self.old_eval_dir in (None, PHOTO_MOSAICS):
+        if self.old_train_dir is not None and self.old_eval_dir in (None, TABLETOP_SCENES):
             raise ValueError("old_train_dir is given without old_eval_dir, the folder of images to measure on.")
 
 
@@ -144,7 +144,7 @@ def run(
         processing_class=default_processor(model, training_args.background),
         vq_model=vq_model,
     )
-    old = open_old_images(model_args, data_args, adaptation, training_args, model.config.image_size)
+    old = open_old_images(model_args, data_args, adaptation, training_args)
     table = AdaptationTable(trainer, {"old": old, "new": new}, adaptation.mask_column, vq_model)
     adapt_and_measure(trainer, table, images, vq_model, model_args, data_args, adaptation)
 
@@ -207,20 +207,19 @@ def open_old_images(
     data_args: DataArguments,
     adaptation: AdaptationArguments,
     training_args: StellarTrainingArguments,
-    image_size: int,
 ) -> MeasuredImages | None:
     """What the model knew before; None where nobody says so."""
     source = adaptation.old_eval_dir
     if source is None and model_args.model_name_or_path == stellar_hf.DEMO_MODEL:
-        source = PHOTO_MOSAICS
+        source = TABLETOP_SCENES
     if source is None:
         return None
-    if source == PHOTO_MOSAICS:
+    if source == TABLETOP_SCENES:
         count = data_args.num_eval_scenes
         return MeasuredImages(
-            test=load_photo_mosaics("test", count, image_size, num_regions=1, seed=1),
-            train=load_photo_mosaics("train", 2 * count, image_size, num_regions=1, seed=1),
-            scenes=load_photo_mosaics("test", count, image_size, num_regions=3, seed=1),
+            test=load_tabletop_scenes("test", count, seed=1, num_objects=1),  # whose materials are their classes
+            train=load_tabletop_scenes("train", 2 * count, seed=1, num_objects=1),
+            scenes=load_tabletop_scenes("test", count, seed=1),
         )
     check_folder("old_eval_dir", source)
     test = load_images(source, image_column=training_args.image_column)

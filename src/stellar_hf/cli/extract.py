@@ -3,7 +3,7 @@
 """
 Writes the tokens S, the localization L and the labels of any image set to Parquet shards.
 
-    stellar-hf extract                                          # demo model, embedded photographs
+    stellar-hf extract                                          # demo model, embedded scenes
     stellar-hf extract --image_dir photos --output_dir photo-features --dtype bfloat16 --top_k 4
     stellar-hf extract --faiss_index                            # also an index over all tokens, and a query of it
     accelerate launch -m stellar_hf.cli.extract --image_dir photos --dataloader_num_workers 8
@@ -24,7 +24,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.utils import logging
 
 from .. import DEMO_MODEL
-from ..data import load_images, load_photo_mosaics
+from ..data import load_images, load_tabletop_scenes
 from ..features import (
     FeatureShards,
     import_faiss,
@@ -60,7 +60,7 @@ class ExtractionArguments:
     label_column: str | None = field(
         default=None, metadata={"help": "Column that is kept as 'label'; by default 'label', where there is one."}
     )
-    num_scenes: int = field(default=2000, metadata={"help": "Photo mosaics, where no images of your own are given."})
+    num_scenes: int = field(default=2000, metadata={"help": "Tabletop scenes, where no images of your own are given."})
     output_dir: str = field(default="stellar-features", metadata={"help": "Folder of the results."})
     batch_size: int = field(default=64, metadata={"help": "Images of a forward pass."})
     dataloader_num_workers: int = field(default=0, metadata={"help": "Processes that read images, for each process."})
@@ -99,7 +99,7 @@ class ExtractionArguments:
 
     @property
     def source(self) -> str:
-        return self.image_dir or self.dataset_name or f"{self.num_scenes} photo mosaics"
+        return self.image_dir or self.dataset_name or f"{self.num_scenes} tabletop scenes"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def open_images(args: ExtractionArguments) -> datasets.Dataset:
     if source := args.image_dir or args.dataset_name:
         images = load_images(source, args.dataset_split, image_column=args.image_column)
     else:
-        images = load_photo_mosaics("test", args.num_scenes)
+        images = load_tabletop_scenes("test", args.num_scenes)
     missing = {args.image_column, args.label_column or args.image_column} - set(images.features)
     if missing:
         raise ValueError(

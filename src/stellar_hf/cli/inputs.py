@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from .. import StellarForImageReconstruction, StellarPipeline
+from ..data import load_tabletop_scenes
 from ..data.images import read_image
 from ..data.photo_mosaics import photograph
 from ..features import load_processor
+
+# Of the validation split, with clear objects, in the pixels of the demo model.
+SCENE, SCENE_SIZE = 20, 128
 
 
 def read_images(files: Sequence[str]) -> dict[str, Image.Image]:
@@ -19,7 +23,7 @@ def read_images(files: Sequence[str]) -> dict[str, Image.Image]:
     Reads images upright and in RGB.
 
     Args:
-        files: Image files; scikit-learn's two photographs if there are none.
+        files: Image files; a tabletop scene and a photograph if there are none.
 
     Returns:
         The images by the names of their files without suffix.
@@ -28,7 +32,8 @@ def read_images(files: Sequence[str]) -> dict[str, Image.Image]:
         ValueError: If a file cannot be read, or two have the same name.
     """
     if not files:
-        return {name: photograph(name) for name in ("china", "flower")}
+        scene = load_tabletop_scenes("validation", SCENE + 1, SCENE_SIZE)[SCENE]["image"]
+        return {"scene": scene, "flower": ImageOps.fit(photograph("flower"), scene.size)}
     images: dict[str, Image.Image] = {}
     for file in files:
         name = Path(file).stem

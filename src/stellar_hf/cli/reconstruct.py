@@ -3,7 +3,7 @@
 """
 Encodes images into a few sparse tokens, decodes them again, and draws the image, its reconstruction and the tokens.
 
-    stellar-hf reconstruct                                      # demo model, scikit-learn's two photographs
+    stellar-hf reconstruct                                      # demo model, an embedded scene and a photograph
     stellar-hf reconstruct --images cat.jpg dog.png --grid_size 16 24
     stellar-hf reconstruct --pipeline_name_or_path stellar-base-16-pipeline --images cat.jpg
 
@@ -35,7 +35,7 @@ class ReconstructionArguments:
     """Which model, which images, and where the results go."""
 
     images: list[str] = field(
-        default_factory=list, metadata={"help": "Image files; scikit-learn's two photographs by default."}
+        default_factory=list, metadata={"help": "Image files; an embedded scene and a photograph by default."}
     )
     model_name_or_path: str = field(
         default=DEMO_MODEL,
