@@ -21,8 +21,8 @@ def test_demo_model_is_as_good_as_its_figures():
     measured = evaluate_scenes(
         StellarForPreTraining.from_pretrained(stellar_hf.DEMO_MODEL),
         load_processor(stellar_hf.DEMO_MODEL),
-        train=load_tabletop_scenes("train", 200, seed=1),
-        test=load_tabletop_scenes("test", 100, seed=1),
+        train=load_tabletop_scenes("train", 160, image_size=128, seed=1),
+        test=load_tabletop_scenes("test", 80, image_size=128, seed=1),
         show_progress=False,
     )
     tolerance = {

@@ -144,7 +144,7 @@ def run(
         processing_class=default_processor(model, training_args.background),
         vq_model=vq_model,
     )
-    old = open_old_images(model_args, data_args, adaptation, training_args)
+    old = open_old_images(model_args, data_args, adaptation, training_args, model.config.image_size)
     table = AdaptationTable(trainer, {"old": old, "new": new}, adaptation.mask_column, vq_model)
     adapt_and_measure(trainer, table, images, vq_model, model_args, data_args, adaptation)
 
@@ -207,6 +207,7 @@ def open_old_images(
     data_args: DataArguments,
     adaptation: AdaptationArguments,
     training_args: StellarTrainingArguments,
+    image_size: int,
 ) -> MeasuredImages | None:
     """What the model knew before; None where nobody says so."""
     source = adaptation.old_eval_dir
@@ -217,9 +218,9 @@ def open_old_images(
     if source == TABLETOP_SCENES:
         count = data_args.num_eval_scenes
         return MeasuredImages(
-            test=load_tabletop_scenes("test", count, seed=1, num_objects=1),  # whose materials are their classes
-            train=load_tabletop_scenes("train", 2 * count, seed=1, num_objects=1),
-            scenes=load_tabletop_scenes("test", count, seed=1),
+            test=load_tabletop_scenes("test", count, image_size, seed=1, num_objects=1),  # labelled by their material
+            train=load_tabletop_scenes("train", 2 * count, image_size, seed=1, num_objects=1),
+            scenes=load_tabletop_scenes("test", count, image_size, seed=1),
         )
     check_folder("old_eval_dir", source)
     test = load_images(source, image_column=training_args.image_column)

@@ -7,7 +7,7 @@ Draws a first figure with the packaged demo model, without any training.
     stellar-hf demo --images cat.jpg dog.png
 
 Each row shows an image, what is decoded of its 8 tokens, which token takes which patch, and the map of each token. The
-model is small, and was trained on rendered tabletop scenes of 64x64 pixels: photographs come out roughly.
+model is small, and was trained on rendered tabletop scenes: photographs come out roughly.
 """
 
 import sys
@@ -71,8 +71,8 @@ def run(args: DemoArguments) -> None:
 
 
 def embedded_scenes() -> list[Image.Image]:
-    """Tabletop scenes of 64x64 pixels, of which the demo model's training has seen no part."""
-    return load_tabletop_scenes("validation", max(SCENES) + 1).select(SCENES)["image"][:]
+    """Tabletop scenes in the model's size, of which the demo model's training has seen no part."""
+    return load_tabletop_scenes("validation", max(SCENES) + 1, image_size=128).select(SCENES)["image"][:]
 
 
 if __name__ == "__main__":
