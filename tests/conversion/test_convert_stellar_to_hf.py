@@ -249,30 +249,30 @@ class _Pickled:
     """Stands for a training configuration that a Lightning checkpoint may carry."""
 
 
-@pytest.fixture
-def wrong_files(tmp_path, golden_weights):
+@pytest.fixture(scope="module")
+def wrong_files(tmp_path_factory, golden_weights):
+    """A folder of files that cannot be converted, and released.safetensors, which can."""
+    folder = tmp_path_factory.mktemp("wrong")
     weights = golden_weights("pixels")
-    save_file(weights, tmp_path / "whole.safetensors")
-    (tmp_path / "short.safetensors").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:-100])
-    (tmp_path / "damaged.ckpt").write_bytes(
-        pickle.dumps({"state_dict": {}})[:-1] + b"h\xff."
-    )  # KeyError of the pickle
-    save_file({**weights, "sparse_tokens": torch.ones(8, 64, dtype=torch.int64)}, tmp_path / "integers.safetensors")
-    save_file({**weights, "sparse_tokens": torch.ones(8)}, tmp_path / "flat.safetensors")
-    torch.save({"state_dict": {"sparse_tokens": 3}}, tmp_path / "numbers.ckpt")
-    torch.save({"state_dict": [torch.ones(2)]}, tmp_path / "listed.ckpt")
-    (tmp_path / "text.safetensors").write_text("not tensors")
-    (tmp_path / "text.ckpt").write_text("not tensors")
-    (tmp_path / "weights.bin").write_text("")
-    (tmp_path / "list.json").write_text("[1]")
-    (tmp_path / "broken.json").write_text("{")
-    (tmp_path / "typo.json").write_text(json.dumps({**HEADS, "tokens": 8}))
-    save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
-    torch.save({"weights": {}}, tmp_path / "other.ckpt")
-    torch.save({"state_dict": {}, "hyper_parameters": _Pickled()}, tmp_path / "objects.ckpt")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "precious.txt").write_text("mine")
-    return tmp_path
+    save_file(weights, folder / "released.safetensors")
+    (folder / "short.safetensors").write_bytes((folder / "released.safetensors").read_bytes()[:-100])
+    (folder / "damaged.ckpt").write_bytes(pickle.dumps({"state_dict": {}})[:-1] + b"h\xff.")  # KeyError of the pickle
+    save_file({**weights, "sparse_tokens": torch.ones(8, 64, dtype=torch.int64)}, folder / "integers.safetensors")
+    save_file({**weights, "sparse_tokens": torch.ones(8)}, folder / "flat.safetensors")
+    torch.save({"state_dict": {"sparse_tokens": 3}}, folder / "numbers.ckpt")
+    torch.save({"state_dict": [torch.ones(2)]}, folder / "listed.ckpt")
+    (folder / "text.safetensors").write_text("not tensors")
+    (folder / "text.ckpt").write_text("not tensors")
+    (folder / "weights.bin").write_text("")
+    (folder / "list.json").write_text("[1]")
+    (folder / "broken.json").write_text("{")
+    (folder / "typo.json").write_text(json.dumps({**HEADS, "tokens": 8}))
+    save_file({"fc.weight": torch.zeros(2, 2)}, folder / "other.safetensors")
+    torch.save({"weights": {}}, folder / "other.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": _Pickled()}, folder / "objects.ckpt")
+    (folder / "full").mkdir()
+    (folder / "full" / "precious.txt").write_text("mine")
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -301,9 +301,7 @@ def wrong_files(tmp_path, golden_weights):
         (["stellar-b16", "--checkpoint", "released.safetensors", "--output", "out"], "not allowed"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_exit_code_2(
-    wrong_files, checkpoint_file, monkeypatch, capsys, arguments, message
-):
+def test_wrong_input_is_one_sentence_and_exit_code_2(wrong_files, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(wrong_files)
     with pytest.raises(SystemExit) as stopped:
         main(arguments)

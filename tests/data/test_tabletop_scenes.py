@@ -220,11 +220,11 @@ def digest(**arguments):
 
 
 def test_scenes_do_not_depend_on_threads_or_on_their_number():
-    few = load_tabletop_scenes("train", num_scenes=5).with_format("numpy")[:]
+    few = load_tabletop_scenes("train", num_scenes=5, image_size=16).with_format("numpy")[:]
     num_threads = torch.get_num_threads()
     torch.set_num_threads(2)  # two processes, for the two batches of 300 scenes
     try:
-        many = load_tabletop_scenes("train", num_scenes=300).with_format("numpy")[:]
+        many = load_tabletop_scenes("train", num_scenes=300, image_size=16).with_format("numpy")[:]
     finally:
         torch.set_num_threads(num_threads)
     for name in few:
