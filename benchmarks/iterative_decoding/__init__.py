@@ -22,7 +22,7 @@ def run(options: Options) -> list[Row]:
     from .comparison import compare
     from .demo import measure_demo
     from .descent import SMALL, Sizes
-    from .images import photograph_tiles, scenes
+    from .images import photograph_tiles, scenes, tabletop_scenes
     from .measures import measure_variants
     from .models import trained_models
     from .perceptual import trained_perceptual_network
@@ -32,7 +32,7 @@ def run(options: Options) -> list[Row]:
     sizes, device = SMALL if options.quick else Sizes(), options.device
     progress("a classifier of photographs, for the distance of images")
     perceptual = trained_perceptual_network(sizes, device)
-    rows = measure_demo(perceptual, scenes("test", 2 * sizes.test_scenes).to(device))
+    rows = measure_demo(perceptual, tabletop_scenes("test", 2 * sizes.test_scenes).to(device))
     measured: dict[str, list] = {"photo mosaics": [], "photographs": []}
     for seed in range(sizes.seeds):
         progress(f"seed {seed}: tokenizer and STELLAR")

@@ -30,7 +30,7 @@ def measure_demo(perceptual: PerceptualNetwork, images: Tensor) -> list[Row]:
         measured.append((steps, measures(perceptual, torch.cat(decoded), originals)))
     rows = []
     for steps, values in measured:
-        row: Row = {"model": f"demo model, photo mosaics: {steps} steps"}
+        row: Row = {"model": f"demo model, tabletop scenes: {steps} steps"}
         row |= {name: values[name].mean().item() for name in ("psnr", "ssim", "distance")}
         row["sharpness"] = (values["gradient"].mean() / values["original_gradient"].mean()).item()
         for name in ("psnr", "distance"):

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stellar_hf.data import images_to_tensor, load_photo_mosaics
+from stellar_hf.data import images_to_tensor, load_photo_mosaics, load_tabletop_scenes
 from stellar_hf.data.photo_mosaics import photograph
 
 IMAGE_SIZE = 32
@@ -17,6 +17,11 @@ GRID = (IMAGE_SIZE // PATCH_SIZE, IMAGE_SIZE // PATCH_SIZE)
 def scenes(split: str, count: int, seed: int = 0) -> Tensor:
     """Images (count, 3, 32, 32) uint8 of photo mosaics."""
     return torch.stack(images_to_tensor(load_photo_mosaics(split, count, IMAGE_SIZE, seed=seed)["image"]))
+
+
+def tabletop_scenes(split: str, count: int) -> Tensor:
+    """Images (count, 3, 64, 64) uint8 as the demo model was trained on."""
+    return torch.stack(images_to_tensor(load_tabletop_scenes(split, count)["image"]))
 
 
 def photograph_tiles() -> Tensor:

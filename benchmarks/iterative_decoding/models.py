@@ -113,10 +113,11 @@ def trained_stellar(
 
 @torch.no_grad()
 def stellar_of_demo() -> StellarForImageReconstruction:
-    """The demo model on patches twice as large, at first seen at half the resolution, with a head of codes."""
+    """The demo model on patches of this size, which it at first sees as it saw its own, with a head of codes."""
     demo = StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL)
     model = StellarForImageReconstruction.from_pretrained(
         stellar_hf.DEMO_MODEL,
+        image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
         reconstruction_target="codes",
         codebook_size=NUM_CODES,
@@ -125,7 +126,8 @@ def stellar_of_demo() -> StellarForImageReconstruction:
     )
     old, new = demo.stellar.embeddings, model.stellar.embeddings
     kernel = old.patch_embeddings.projection.weight
-    new.patch_embeddings.projection.weight.copy_(F.interpolate(kernel, scale_factor=2) / 4)
+    size_ratio = demo.config.patch_size / PATCH_SIZE
+    new.patch_embeddings.projection.weight.copy_(F.adaptive_avg_pool2d(kernel, PATCH_SIZE) * size_ratio**2)
     positions = old.position_embeddings
     new.position_embeddings.copy_(torch.cat([positions[:, :1], resized_positions(positions[:, 1:], GRID)], dim=1))
     return model
