@@ -4,7 +4,7 @@
 Trains a prior over tokens and localization, and draws from it: the Python API, with the arguments of the command
 stellar-hf train-prior.
 
-    python examples/train_prior.py                              # demo model, embedded photographs, minutes on a CPU
+    python examples/train_prior.py                              # demo model, tabletop scenes, minutes on a CPU
     python examples/extract_features.py --image_dir photos --output_dir features
     accelerate launch --num_processes 8 examples/train_prior.py --features_dir features --output_dir out
 
@@ -41,7 +41,7 @@ def train_prior(argv: list[str]) -> None:
     features = read_features(pipe, args, show_progress=not training_args.disable_tqdm)
     tokens, localization = sample_factors(features)  # S (n, r, d) and L (n, N, r) of some images
 
-    # StellarTokenPrior(num_sparse_tokens=6, token_size=128, grid_size=(16, 16), class_names=["cat", "dog"], ...)
+    # StellarTokenPrior(num_sparse_tokens=8, token_size=96, grid_size=(16, 16), class_names=["cat", "dog"], ...)
     prior = StellarTokenPrior(**prior_sizes(features, args))
     prior.set_statistics(tokens, localization)
 

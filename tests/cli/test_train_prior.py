@@ -1,12 +1,13 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
 """
-The command that trains the prior, and the script that shows it, as a user runs them: embedded crops, features of own
+The command that trains the prior, and the script that shows it, as a user runs them: tabletop scenes, features of own
 images, resumed, refused.
 """
 
 import io
 import json
+import operator
 import shutil
 import sys
 from contextlib import redirect_stdout
@@ -18,26 +19,26 @@ import pytest
 import torch
 from PIL import Image
 
-from stellar_hf import StellarTokenPriorPipeline
+from stellar_hf import DEMO_MODEL, StellarConfig, StellarTokenPriorPipeline
 from stellar_hf.cli.__main__ import main as stellar_hf_command
-from stellar_hf.data import PHOTOGRAPH_NAMES
 from stellar_hf.features import ExtractedTokens
+from stellar_hf.prior import GENERATION_COLUMNS
 
 TINY = ("--hidden_size", 16, "--num_layers", 1, "--localization_channels", 8, "--num_inference_steps", 2)
 QUICK = ("--max_steps", 4, "--per_device_train_batch_size", 8, "--disable_tqdm=true", "--use_cpu")
-CROPS = ("--num_train_crops", 48, "--num_eval_crops", 12, "--save_steps", 2)
+SCENES = ("--num_train_scenes", 48, "--num_eval_scenes", 12, "--save_steps", 2)
 
 
 @pytest.fixture(scope="module")
-def command_on_crops(tmp_path_factory):
-    """The folder in which the command has trained on embedded crops, and what it printed."""
+def command_on_scenes(tmp_path_factory):
+    """The folder in which the command has trained on tabletop scenes, and what it printed."""
     folder = tmp_path_factory.mktemp("command")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["pytest"])
         printed = io.StringIO()
         with redirect_stdout(printed):
-            stellar_hf_command(["train-prior", *map(str, (*TINY, *QUICK, *CROPS)), "--output_dir=out"])
+            stellar_hf_command(["train-prior", *map(str, (*TINY, *QUICK, *SCENES)), "--output_dir=out"])
     return folder / "out", printed.getvalue()
 
 
@@ -53,29 +54,31 @@ def own_images(tmp_path):
     return tmp_path / "photos"
 
 
-def test_embedded_crops_give_a_pipeline_that_draws_and_its_measures(command_on_crops):
-    folder, printed = command_on_crops
-    assert "held-out crops" in printed and "generated" in printed and "names the photograph" in printed
+def test_tabletop_scenes_give_a_pipeline_that_draws_and_its_measures(command_on_scenes):
+    folder, printed = command_on_scenes
+    assert "held-out scenes" in printed and "generated" in printed and "as many objects as there are" in printed
     results = json.loads((folder / "all_results.json").read_text())
-    for row in ("held_out_crops", "their_reconstructions", "copied_training_crops", "generated"):
-        for name in ("named", "frechet_distance", "nearest_features", "nearest_pixels"):
+    rows = ("held_out_scenes", "their_reconstructions", "copied_training_scenes", "tokens_of_other_scenes")
+    for row in (*rows, "normal_distribution", "generated"):
+        for name, *_ in GENERATION_COLUMNS:
             assert np.isfinite(results[f"test_{row}_{name}"])
-    # A copy is nearer to the training set than an unseen crop is.
-    assert results["test_copied_training_crops_nearest_pixels"] < results["test_held_out_crops_nearest_pixels"]
+    # A copy is nearer to the training set than the same maps with the tokens of another scene.
+    nearest = (results[f"test_{row}_nearest_pixels"] for row in rows[2:])
+    assert operator.lt(*nearest)
     with Image.open(folder / "samples.png") as image:
         assert image.width > 1000
 
     pipe = StellarTokenPriorPipeline.from_pretrained(folder / "pipeline")
-    assert tuple(pipe.prior.config.class_names) == PHOTOGRAPH_NAMES
-    (image,) = pipe("flower", 2, height=48, width=64).images
+    assert pipe.prior.config.class_names == ["2 objects", "3 objects", "4 objects"] and pipe.prior.config.sort_tokens
+    (image,) = pipe("3 objects", 2, height=48, width=64).images
     assert image.size == (64, 48)
 
 
-def test_script_only_measures_again_what_the_command_has_trained(command_on_crops, run_example, capsys):
-    folder, _ = command_on_crops
+def test_script_only_measures_again_what_the_command_has_trained(command_on_scenes, run_example, capsys):
+    folder, _ = command_on_scenes
     shutil.copytree(folder, "out")
     Path("out/all_results.json").unlink()
-    run_example("train_prior", *TINY, *QUICK, *CROPS, "--output_dir", "out")
+    run_example("train_prior", *TINY, *QUICK, *SCENES, "--output_dir", "out")
     assert "The training is finished" in capsys.readouterr().out
     results, again = (json.loads(Path(path, "all_results.json").read_text()) for path in (folder, "out"))
     assert again["test_generated_nearest_pixels"] == results["test_generated_nearest_pixels"]
@@ -88,7 +91,9 @@ def test_features_of_own_images(run_example, own_images, options):
     assert len(data) == 12 and data.grid_size == (16, 16)
     assert data.num_classes == 2 and data.class_names == ["dark", "light"]
     row = data[11]
-    assert row["sparse_tokens"].shape == (6, 128) and row["sparse_tokens"].dtype == torch.float32
+    config = StellarConfig.from_pretrained(DEMO_MODEL)
+    assert row["sparse_tokens"].shape == (config.num_sparse_tokens, config.hidden_size)
+    assert row["sparse_tokens"].dtype == torch.float32
     assert row["localization"].dtype == torch.float32 and int(row["class_labels"]) == 1
     torch.testing.assert_close(row["localization"].sum(-1), torch.ones(256))
     num_shares = (row["localization"] > 0).sum(-1).max()
@@ -119,13 +124,13 @@ def test_images_without_classes(run_example, own_images, capsys):
         pipe([0])
 
 
-def test_training_goes_on_from_its_checkpoint(command_on_crops, run_example, capsys):
-    whole, _ = command_on_crops
+def test_training_goes_on_from_its_checkpoint(command_on_scenes, run_example, capsys):
+    whole, _ = command_on_scenes
     # As if it had been killed after its first checkpoint.
     shutil.copytree(whole, "half")
     for name in ("checkpoint-4", "pipeline"):
         shutil.rmtree(Path("half", name))
-    run_example("train_prior", *TINY, *QUICK, *CROPS, "--output_dir", "half")
+    run_example("train_prior", *TINY, *QUICK, *SCENES, "--output_dir", "half")
     assert "Going on from" in capsys.readouterr().out
     priors = [
         StellarTokenPriorPipeline.from_pretrained(Path(folder, "pipeline")).prior.state_dict()
@@ -139,8 +144,8 @@ def test_training_goes_on_from_its_checkpoint(command_on_crops, run_example, cap
     ("argv", "message"),
     [
         (("--features_dir", "nowhere"), "no features in nowhere.*stellar-hf extract"),
-        (("--localization_patch_size", 3, "--num_train_crops", 8), "localization_patch_size, 3, divides"),
-        (("--hidden_size", 30, "--num_train_crops", 8), "hidden_size is 30"),
+        (("--localization_patch_size", 3, "--num_train_scenes", 8), "localization_patch_size, 3, divides"),
+        (("--hidden_size", 30, "--num_train_scenes", 8), "hidden_size is 30"),
     ],
 )
 def test_wrong_arguments_end_in_a_sentence(run_example, argv, message):

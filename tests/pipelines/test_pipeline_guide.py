@@ -13,7 +13,6 @@ from stellar_hf import (
     StellarTokenPrior,
     StellarTokenPriorPipeline,
 )
-from stellar_hf.data import PHOTOGRAPH_NAMES
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -54,20 +53,22 @@ def test_editing():
 
 def test_generation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    model = StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL)
+    num_tokens, width = model.config.num_sparse_tokens, model.config.hidden_size
     prior = StellarTokenPrior(
-        num_sparse_tokens=6,
-        token_size=128,
-        grid_size=(16, 16),
-        num_classes=len(PHOTOGRAPH_NAMES),
-        class_names=list(PHOTOGRAPH_NAMES),
+        num_sparse_tokens=num_tokens,
+        token_size=width,
+        grid_size=(model.config.image_size // model.config.patch_size,) * 2,
+        num_classes=3,
+        class_names=["2 objects", "3 objects", "4 objects"],
         hidden_size=16,
         num_layers=1,
         num_attention_heads=2,
         localization_channels=8,
     )
-    model = StellarForImageReconstruction.from_pretrained(stellar_hf.DEMO_MODEL)
     pipe = StellarTokenPriorPipeline(prior, model, image_processor=StellarImageProcessorPil())
     pipe.save_pretrained("stellar-prior/pipeline")
     names = run_blocks("generation.md")
-    assert [image.size for image in names["images"]] == [(128, 128)] * 4
-    assert names["tokens"].shape == (4, 6, 128) and [image.size for image in names["edited"]] == [(32, 32)] * 4
+    assert [image.size for image in names["images"]] == [(128, 128)] * 3
+    assert names["tokens"].shape == (4, num_tokens, width)
+    assert [image.size for image in names["edited"]] == [(model.config.image_size,) * 2] * 4

@@ -39,6 +39,24 @@ def test_zero_shares_of_the_localization_are_finite(prior, random_factors):
     assert torch.equal(localization.argmax(-1), one_hot.argmax(-1)) and localization.amax(-1).min() > 0.99
 
 
+def test_sorted_tokens_come_back_as_one_reads_with_their_maps(make_prior, random_factors):
+    prior = make_prior(sort_tokens=True)
+    tokens, _ = random_factors(1)
+    # Each token on a quarter of the grid: 0 at the bottom left, 1 at the top right, 2 at the bottom right, 3 at the
+    # top left.
+    localization = torch.eye(4)[torch.tensor([[3, 1], [0, 2]]).repeat_interleave(2, 0).repeat_interleave(2, 1)]
+    localization = localization.flatten(0, 1)[None]
+    prior.set_statistics(*random_factors(8, seed=1))
+    unpacked, maps = prior.unpack(prior.pack(tokens, localization))
+    torch.testing.assert_close(unpacked, tokens[:, [3, 1, 0, 2]], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(maps @ unpacked, localization @ tokens, rtol=0, atol=0.1)
+    # In whichever order they come, the latents are the same: the statistics are of sorted tokens, too.
+    tokens, localization = random_factors(8, seed=1)
+    latents = prior.pack(tokens, localization)
+    torch.testing.assert_close(prior.pack(tokens.flip(1), localization.flip(2)), latents)
+    torch.testing.assert_close(prior.split(latents)[0].mean(0), torch.zeros(4, 32), rtol=0, atol=1e-5)
+
+
 def test_a_new_prior_predicts_the_mean_so_its_flow_ends_there(prior_sizes):
     torch.manual_seed(0)
     prior = StellarTokenPrior(**prior_sizes)

@@ -3,15 +3,16 @@
 """
 Trains a prior over tokens and localization, by which a pipeline draws images instead of only decoding them.
 
-    stellar-hf train-prior                                      # demo model, embedded photographs, minutes on a CPU
+    stellar-hf train-prior                                      # demo model, tabletop scenes, minutes on a CPU
     stellar-hf extract --image_dir photos --output_dir features
     stellar-hf train-prior --features_dir features --output_dir out --max_steps 20000 --bf16
     accelerate launch -m stellar_hf.cli.train_prior --features_dir features --output_dir out    # several processes
 
 The features are those of --model_name_or_path, or of the model in --pipeline_name_or_path; classes are the labels that
 are in them. The pipeline with the prior is written to OUTPUT_DIR/pipeline, samples of every class to
-OUTPUT_DIR/samples.png. Without features, crops of the embedded photographs are encoded, and the generated ones are
-measured. The same command goes on from the newest checkpoint; --overwrite_output_dir starts anew.
+OUTPUT_DIR/samples.png. Without features, tabletop scenes are encoded, whose class is the number of their objects, 2 to
+4, and what is drawn is measured. The same command goes on from the newest checkpoint; --overwrite_output_dir starts
+anew.
 """
 
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -35,19 +37,26 @@ from stellar_hf.cli.inputs import load_pipeline
 from stellar_hf.cli.parser import CommandParser
 from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
 from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
-from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_photo_mosaics
+from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_tabletop_scenes
+from stellar_hf.data.ray_tracing import SHAPE_NAMES
 from stellar_hf.evaluation import format_results_table
 from stellar_hf.features import ExtractedTokens, encode_images
 from stellar_hf.prior import (
     GENERATION_COLUMNS,
     GenerationEvaluation,
+    ImageClassifier,
     StellarTokenPriorTrainer,
+    draw_normal,
+    other_scenes,
     train_classifier,
 )
 from stellar_hf.visualization import plot_image_grid
 
 NUM_STATISTICS_IMAGES = 10000
-DECODE_BATCH_SIZE = 250
+BATCH_SIZE = 250  # of drawing and decoding
+NUM_OBJECTS = (2, 3, 4)  # of a tabletop scene: its class
+SCENE_SIZE = 64
+MIN_COLUMNS, MAX_COLUMNS = 12, 20  # of samples.png
 
 
 @dataclass
@@ -55,7 +64,7 @@ class PriorArguments:
     """What is to be drawn, and by which prior."""
 
     features_dir: str | None = field(
-        default=None, metadata={"help": "What stellar-hf extract wrote; crops of the embedded photographs by default."}
+        default=None, metadata={"help": "What stellar-hf extract wrote; tabletop scenes by default."}
     )
     model_name_or_path: str = field(
         default=stellar_hf.DEMO_MODEL,
@@ -64,7 +73,7 @@ class PriorArguments:
     pipeline_name_or_path: str | None = field(
         default=None, metadata={"help": "In place of the model, a pipeline, as a model of codes needs."}
     )
-    hidden_size: int = field(default=192, metadata={"help": "Width of the prior's transformer."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the prior's transformer."})
     num_layers: int = field(default=4, metadata={"help": "Its blocks."})
     num_attention_heads: int = field(default=4, metadata={"help": "Its attention heads."})
     localization_patch_size: int | None = field(
@@ -72,11 +81,21 @@ class PriorArguments:
         metadata={"help": "Side of the squares of patches that it takes together; 4, 2 or 1 by default, what fits."},
     )
     localization_channels: int = field(default=32, metadata={"help": "Width of its convolutions over the grid."})
+    sort_tokens: bool = field(
+        default=True, metadata={"help": "Draw tokens in the order of reading, by where their maps are."}
+    )
     class_dropout: float = field(default=0.1, metadata={"help": "Share of images that are trained without a class."})
     guidance_scale: float = field(default=2.0, metadata={"help": "Classifier-free guidance of what is drawn."})
     num_inference_steps: int = field(default=25, metadata={"help": "Steps of drawing."})
-    num_train_crops: int = field(default=16000, metadata={"help": "Crops of the embedded photographs to train on."})
-    num_eval_crops: int = field(default=1000, metadata={"help": "Images to draw and to compare with as many crops."})
+    num_train_scenes: int = field(default=4000, metadata={"help": "Tabletop scenes to train on."})
+    num_eval_scenes: int = field(default=500, metadata={"help": "Images to draw and to compare with as many scenes."})
+    eval_split: str = field(
+        default="test",
+        metadata={
+            "help": "Scenes to compare with: validation to choose options by.",
+            "choices": ["validation", "test"],
+        },
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Delete the checkpoints in output_dir and start anew, instead of going on from the newest."},
@@ -92,15 +111,15 @@ class PriorTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of the prior."""
 
     output_dir: str = field(default="stellar-prior", metadata={"help": "Folder of the results."})
-    max_steps: int = field(default=900, metadata={"help": "Optimizer steps."})
-    per_device_train_batch_size: int = field(default=128, metadata={"help": "Images of a step and process."})
+    max_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images of a step and process."})
     learning_rate: float = field(default=1.5e-3, metadata={"help": "Peak learning rate of AdamW."})
     adam_beta2: float = field(default=0.99, metadata={"help": "Decay of AdamW's squared gradients, in [0, 1)."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW, at least 0."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule after the warm-up."})
     warmup_steps: float = field(default=50, metadata={"help": "Warm-up, in steps or, below 1, a share of them."})
     logging_steps: float = field(default=100, metadata={"help": "Steps between two rows of the table."})
-    save_steps: float = field(default=300, metadata={"help": "Steps between two checkpoints."})
+    save_steps: float = field(default=250, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints that are kept."})
 
     def __post_init__(self):
@@ -116,8 +135,8 @@ class Features(NamedTuple):
     grid_size: tuple[int, int]
     num_classes: int
     class_names: list[str] | None
-    crops: datasets.Dataset | None
-    """Embedded photographs whose features these are; None if they were read from a folder."""
+    scenes: datasets.Dataset | None
+    """Tabletop scenes whose features these are; None if they were read from a folder."""
 
 
 def main() -> None:
@@ -155,29 +174,36 @@ def prepare(training_args: PriorTrainingArguments) -> None:
 
 
 def read_features(pipe: StellarPipeline, args: PriorArguments, show_progress: bool) -> Features:
-    """Features from a folder, or else of crops of the embedded photographs, which the pipeline's model encodes."""
+    """Features from a folder, or else of tabletop scenes, which the pipeline's model encodes."""
     if args.features_dir is not None:
         rows = ExtractedTokens(args.features_dir)
-        return Features(rows, rows.grid_size, rows.num_classes, rows.class_names, crops=None)
+        return Features(rows, rows.grid_size, rows.num_classes, rows.class_names, scenes=None)
     config = pipe.model.config
     side = config.image_size // config.patch_size
-    crops = load_crops("train", args.num_train_crops, config.image_size)
-    return Features(
-        encode_crops(pipe, crops, show_progress), (side, side), len(PHOTOGRAPH_NAMES), list(PHOTOGRAPH_NAMES), crops
-    )
+    scenes = load_tabletop_scenes("train", args.num_train_scenes, SCENE_SIZE)
+    names = [f"{number} objects" for number in NUM_OBJECTS]
+    return Features(encode_scenes(pipe, scenes, show_progress), (side, side), len(names), names, scenes)
 
 
-def load_crops(split: str, num_crops: int, image_size: int, seed: int = 0) -> datasets.Dataset:
-    return load_photo_mosaics(split, num_crops, image_size, num_regions=1, seed=seed)
-
-
-def encode_crops(pipe: StellarPipeline, crops: datasets.Dataset, show_progress: bool) -> list[dict]:
+def encode_scenes(pipe: StellarPipeline, scenes: datasets.Dataset, show_progress: bool) -> list[dict]:
     features = encode_images(
-        pipe.model, crops, pipe.image_processor, description="tokens", show_progress=show_progress
+        pipe.model, scenes, pipe.image_processor, description="tokens", show_progress=show_progress
     )
-    columns = zip(features.sparse_tokens, features.localization, torch.tensor(crops["label"][:]), strict=True)
+    columns = zip(features.sparse_tokens, features.localization, scene_labels(scenes)["count"], strict=True)
     names = ("sparse_tokens", "localization", "class_labels")
     return [dict(zip(names, row, strict=True)) for row in columns]
+
+
+def scene_labels(scenes: datasets.Dataset) -> dict[str, Tensor]:
+    """What a classifier is asked: the class of the number of objects, and of what the one that is seen most is."""
+    columns = scenes.with_format("numpy")
+    shape, material, area = (torch.from_numpy(np.stack(columns[name][:])) for name in ("shape", "material", "area"))
+    largest = area.argmax(dim=1, keepdim=True)
+    return {
+        "count": (shape >= 0).sum(dim=1) - NUM_OBJECTS[0],
+        "shape": shape.gather(1, largest).squeeze(1),
+        "material": material.gather(1, largest).squeeze(1),
+    }
 
 
 def sample_factors(features: Features) -> tuple[Tensor, Tensor]:
@@ -204,6 +230,7 @@ def prior_sizes(features: Features, args: PriorArguments) -> dict[str, Any]:
         "num_layers": args.num_layers,
         "num_attention_heads": args.num_attention_heads,
         "localization_channels": args.localization_channels,
+        "sort_tokens": args.sort_tokens,
     }
 
 
@@ -229,57 +256,90 @@ def measure_and_draw(
     features: Features,
     args: PriorArguments,
 ) -> None:
-    """Writes samples.png; with embedded photographs, all_results.json and the table, too; says how to draw more."""
+    """Writes samples.png; with tabletop scenes, all_results.json and the table, too; says how to draw more."""
     folder = Path(str(trainer.args.output_dir))
     for pipeline in (pipe, prior_pipe):
         pipeline.set_progress_bar_config(disable=True)
-    if features.crops is not None:
-        results = evaluate(pipe, prior_pipe, features.crops, args, not trainer.args.disable_tqdm)
+    if features.scenes is not None:
+        results = evaluate(pipe, prior_pipe, features, args, not trainer.args.disable_tqdm)
         trainer.save_metrics("test", {f"test_{name}": value for name, value in flatten(results).items()})
         print(f"\n{report(results)}\n")
-    save_samples(prior_pipe, args, folder / "samples.png")
+    save_samples(pipe, prior_pipe, args, folder / "samples.png")
     print(how_to_draw(folder / "pipeline", prior_pipe.prior))
 
 
 def evaluate(
     pipe: StellarPipeline,
     prior_pipe: StellarTokenPriorPipeline,
-    train: datasets.Dataset,
+    features: Features,
     args: PriorArguments,
     show_progress: bool,
 ) -> dict[str, dict[str, float]]:
-    """Rows of the table: real crops, their reconstructions, copies of training crops, and what the prior draws."""
-    size, device = pipe.model.config.image_size, pipe.model.device
-    reference = load_crops("test", 2 * args.num_eval_crops, size)
-    crops = load_crops("test", args.num_eval_crops, size, seed=1)
-    copied = train.take(args.num_eval_crops)
-    train_images = pixels(train).to(device)
-    train_labels, labels, copied_labels = (
-        torch.tensor(data["label"][:], device=device) for data in (train, crops, copied)
+    """Rows of the table: real scenes, what their tokens keep, and what is drawn without training and by the prior."""
+    train_scenes, num_images = cast(datasets.Dataset, features.scenes), args.num_eval_scenes
+    scenes = load_tabletop_scenes(args.eval_split, 3 * num_images, SCENE_SIZE)
+    held_out, reference = scenes.take(num_images), scenes.skip(num_images)
+    counts = scene_labels(held_out)["count"]
+    train = default_collate(cast(list[dict], features.rows))
+    tokens, maps, train_counts = train["sparse_tokens"], train["localization"], train["class_labels"]
+    reconstructed = decode(pipe, tokens, maps)
+    train_images = pixels(train_scenes).to(reconstructed)
+    evaluation = GenerationEvaluation(
+        train_judge(train_images, reconstructed, scene_labels(train_scenes), show_progress),
+        train_images,
+        pixels(reference).to(reconstructed),
     )
-    classifier = train_classifier(train_images, train_labels, len(PHOTOGRAPH_NAMES), show_progress=show_progress)
-    evaluation = GenerationEvaluation(classifier, train_images, pixels(reference).to(device))
-    generator = torch.Generator().manual_seed(0)
-    drawn = [
-        prior_pipe(
-            part, args.num_inference_steps, args.guidance_scale, generator, height=size, width=size, output_type="pt"
-        )[0]
-        for part in tqdm(labels.split(DECODE_BATCH_SIZE), desc="generate", leave=False, disable=not show_progress)
-    ]
-    return {
-        "held-out crops": evaluation.measure(pixels(crops).to(device), labels),
-        "their reconstructions": evaluation.measure(reconstruct(pipe, crops), labels),
-        "copied training crops": evaluation.measure(reconstruct(pipe, copied), copied_labels),
-        "generated": evaluation.measure(torch.cat(drawn), labels),
+    first = slice(num_images)
+    others = tokens[other_scenes(train_counts)]
+    drawn_by_normal = draw_normal(prior_pipe.prior, tokens, maps, train_counts, counts)
+    images = {
+        "held-out scenes": (pixels(held_out).to(reconstructed), counts),
+        "their reconstructions": (reconstruct(pipe, held_out), counts),
+        "copied training scenes": (reconstructed[first], train_counts[first]),
+        "tokens of other scenes": (decode(pipe, others[first], maps[first]), train_counts[first]),
+        "normal distribution": (decode(pipe, *drawn_by_normal), counts),
+        "generated": (decode(pipe, *draw_factors(prior_pipe, counts, args, show_progress)), counts),
     }
+    return {name: evaluation.measure(some, labels.to(some.device)) for name, (some, labels) in images.items()}
 
 
-def pixels(crops: datasets.Dataset) -> torch.Tensor:
-    return torch.stack(images_to_tensor(crops["image"][:])) / 255
+def train_judge(
+    images: Tensor, reconstructed: Tensor, labels: dict[str, Tensor], show_progress: bool
+) -> ImageClassifier:
+    """A classifier of real scenes and of reconstructions, so that it judges what is seen, and not how sharp it is."""
+    return train_classifier(
+        torch.cat([images, reconstructed]),
+        {name: label.repeat(2).to(images.device) for name, label in labels.items()},
+        {"count": len(NUM_OBJECTS), "shape": len(SHAPE_NAMES), "material": len(PHOTOGRAPH_NAMES)},
+        show_progress=show_progress,
+    )
 
 
-def reconstruct(pipe: StellarPipeline, crops: datasets.Dataset) -> torch.Tensor:
-    return torch.cat([pipe(image=batch["image"], output_type="pt")[0] for batch in crops.iter(DECODE_BATCH_SIZE)])
+def draw_factors(
+    prior_pipe: StellarTokenPriorPipeline, counts: Tensor, args: PriorArguments, show_progress: bool
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        prior_pipe.sample_tokens(part, args.num_inference_steps, args.guidance_scale, generator)
+        for part in tqdm(counts.split(BATCH_SIZE), desc="generate", leave=False, disable=not show_progress)
+    ]
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([maps for _, maps in parts])
+
+
+def decode(pipe: StellarPipeline, tokens: Tensor, maps: Tensor) -> Tensor:
+    decoded = [
+        pipe(sparse_tokens=what, localization=where, height=SCENE_SIZE, width=SCENE_SIZE, output_type="pt")[0]
+        for what, where in zip(tokens.split(BATCH_SIZE), maps.split(BATCH_SIZE), strict=True)
+    ]
+    return torch.cat(decoded)
+
+
+def reconstruct(pipe: StellarPipeline, scenes: datasets.Dataset) -> Tensor:
+    return torch.cat([pipe(image=batch["image"], output_type="pt")[0] for batch in scenes.iter(BATCH_SIZE)])
+
+
+def pixels(scenes: datasets.Dataset) -> Tensor:
+    return torch.stack(images_to_tensor(scenes["image"][:])) / 255
 
 
 def flatten(results: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -291,24 +351,29 @@ def flatten(results: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def report(results: dict[str, dict[str, float]]) -> str:
-    share = results["generated"]["named"] / results["held-out crops"]["named"]
     return (
         f"{format_results_table(results, GENERATION_COLUMNS)}\n\n"
-        f"A classifier of real crops names the photograph that was asked for {share:.2f} times as often as that of a "
-        "held-out crop.\nNearest: median distance to the nearest training crop."
+        "A classifier of real scenes and reconstructions looks at them. Counted: it sees as many objects as there "
+        "are, or were\nasked for. Sure: the probability that it gives to its answer for the largest object. Nearest: "
+        "median distance to the\nnearest training scene."
     )
 
 
-def save_samples(pipe: StellarTokenPriorPipeline, args: PriorArguments, path: Path) -> None:
-    """A column for each of the first classes, under a real crop where there is one; without classes, a few images."""
-    config = pipe.prior.config
-    classes = list(range(min(config.num_classes, 20)))
-    labels: Sequence[int | None] = classes or [None] * 8
-    names = config.class_names or [str(label) for label in labels]
-    rows = [("drawn" if row == 0 else "", draw(pipe, args, labels, seed=row)) for row in range(5)]
+def save_samples(
+    pipe: StellarPipeline, prior_pipe: StellarTokenPriorPipeline, args: PriorArguments, path: Path
+) -> None:
+    """Columns for the first classes, under real scenes where the classes are theirs; without classes, a few images."""
+    config = prior_pipe.prior.config
+    classes: list[int | None] = list(range(min(config.num_classes, MAX_COLUMNS))) or [None]
+    num_columns = max(1, MIN_COLUMNS // len(classes))  # of each class
+    labels = [label for label in classes for _ in range(num_columns)]
+    rows = [("drawn" if row == 0 else "", draw(prior_pipe, args, labels, seed=row)) for row in range(5)]
     if args.features_dir is None:
-        rows.insert(0, ("real", real_crops(pipe.model.config.image_size, classes)))
-    figure = plot_image_grid(rows, [name if config.num_classes else "" for name in names[: len(labels)]])
+        scenes = example_scenes(args.eval_split, labels)
+        rows = [("real", scenes), ("decoded", pipe(image=scenes)[0]), *rows]
+    names = config.class_names or [str(label) for label in range(config.num_classes)] or [""]
+    titles = [name for label in range(len(classes)) for name in (names[label], *[""] * (num_columns - 1))]
+    figure = plot_image_grid(rows, titles)
     figure.savefig(path, dpi=200)
     print(f"Images drawn from the prior: {path}")
 
@@ -317,13 +382,16 @@ def draw(
     pipe: StellarTokenPriorPipeline, args: PriorArguments, labels: Sequence[int | None], seed: int
 ) -> list[Image.Image]:
     generator = torch.Generator().manual_seed(seed)
-    return pipe(labels, args.num_inference_steps, args.guidance_scale, generator)[0]
+    size = SCENE_SIZE if args.features_dir is None else None
+    return pipe(labels, args.num_inference_steps, args.guidance_scale, generator, height=size, width=size)[0]
 
 
-def real_crops(size: int, labels: list[int]) -> list[Image.Image]:
-    crops = load_crops("test", 50 * len(labels), size)
-    first = [crops["label"].index(label) for label in labels]
-    return [crops[index]["image"] for index in first]
+def example_scenes(split: str, labels: Sequence[int | None]) -> list[Image.Image]:
+    """Different scenes of these classes."""
+    scenes = load_tabletop_scenes(split, 60, SCENE_SIZE)
+    counts = scene_labels(scenes)["count"].tolist()
+    rows = {label: iter([row for row, count in enumerate(counts) if count == label]) for label in labels}
+    return [scenes[next(rows[label])]["image"] for label in labels]
 
 
 def how_to_draw(folder: Path, prior: StellarTokenPrior) -> str:

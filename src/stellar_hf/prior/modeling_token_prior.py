@@ -21,6 +21,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..hub_stellar import apply_umask
+from ..localization_stellar import means_under_maps, patch_positions
 
 # Shares of a patch below exp(-6), a quarter of a percent, are invisible in the decoded image, but their logarithms,
 # down to -33, would be most of the variance that the prior explains.
@@ -66,6 +67,9 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_layers: Number of blocks.
         num_attention_heads: Number of attention heads.
         localization_channels: Width of the convolutions, a multiple of 8.
+        sort_tokens: Whether tokens are drawn in the order of reading: by where their maps are, in rows from the top,
+            from left to right. The decoder sees L S, which has no order; a prior has less to learn where token 1 is
+            always at the top left than where it may be anywhere.
 
     Raises:
         ValueError: If sizes do not fit.
@@ -96,6 +100,7 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
         num_layers: int = 12,
         num_attention_heads: int = 6,
         localization_channels: int = 64,
+        sort_tokens: bool = False,
     ):
         super().__init__()
         self._check_sizes()
@@ -159,7 +164,7 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def pack(self, sparse_tokens: Tensor, localization: Tensor) -> Tensor:
         """
-        Standardizes S and the logits of L.
+        Standardizes S and the logits of L, after sorting the tokens where the prior does.
 
         Args:
             sparse_tokens: S, (B, r, d).
@@ -173,12 +178,13 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
             ValueError: If a shape is not the prior's.
         """
         self._check_factors(sparse_tokens, localization)
-        tokens, logits = self.standardization(sparse_tokens.float(), _centred_logits(localization))
+        sparse_tokens, localization = self._in_order(sparse_tokens.float(), localization.float())
+        tokens, logits = self.standardization(sparse_tokens, _centred_logits(localization))
         return torch.cat([tokens.flatten(1), logits.flatten(1)], dim=1)
 
     def unpack(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """
-        Undoes [`~StellarTokenPrior.pack`], up to shares of L below exp(-6).
+        Undoes [`~StellarTokenPrior.pack`], up to shares of L below exp(-6) and the order of sorted tokens.
 
         Args:
             latents: (B, r * d + N * r) floating point.
@@ -219,7 +225,15 @@ class StellarTokenPrior(ModelMixin, ConfigMixin):  # type: ignore[misc]
                     f"{name} of {num_bad} of {len(values)} images hold numbers that are not finite: leave them "
                     "out, or encode them again in a higher precision."
                 )
-        self.standardization.fit(sparse_tokens.float(), _centred_logits(localization))
+        tokens, maps = self._in_order(sparse_tokens.float(), localization.float())
+        self.standardization.fit(tokens, _centred_logits(maps))
+
+    def _in_order(self, sparse_tokens: Tensor, localization: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.config.sort_tokens:
+            return sparse_tokens, localization
+        order = reading_order(localization, self.config.grid_size).unsqueeze(2)
+        maps = localization.transpose(1, 2).take_along_dim(order, dim=1).transpose(1, 2)
+        return sparse_tokens.take_along_dim(order, dim=1), maps
 
     def _predict_clean(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:
         dtype = self.dtype  # and not a weight's, which layerwise casting stores in another one
@@ -379,6 +393,19 @@ class LocalizationHead(nn.Module):
         for resnet in self.resnets:
             features = resnet(features, condition)
         return self.conv_out(nn.functional.silu(self.norm_out(features)))
+
+
+def reading_order(localization: Tensor, grid_size: tuple[int, int]) -> Tensor:
+    """
+    The tokens (B, r) int64 of L (B, N, r) as one reads: by the centers of their maps, which the vertical ones put into
+    about sqrt(r) rows, and the horizontal ones in order within a row.
+    """
+    positions = patch_positions(grid_size, localization.device)
+    vertical, horizontal = means_under_maps(localization, positions).unbind(dim=2)
+    num_tokens = localization.shape[2]
+    rank = vertical.argsort(dim=1).argsort(dim=1)
+    row = rank * round(num_tokens**0.5) // num_tokens
+    return (row + horizontal).argsort(dim=1)  # horizontal centers are less than 1
 
 
 def _zero(layer: nn.Linear | nn.Conv2d) -> None:
