@@ -131,12 +131,16 @@ def test_the_exporters_of_transformers_take_pretraining(build):
         ("image-segmentation", StellarForSemanticSegmentation),
         ("image-reconstruction", StellarForImageReconstruction),
         ("backbone", StellarBackbone),
+        ("decoder", StellarForImageReconstruction),
     ],
 )
 def test_exported_onnx_files_equal_the_model(build, tmp_path, monkeypatch, capsys, task, model_class):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    fields = {"out_indices": [0, 1]} if task == "backbone" else {}
+    fields = {
+        "backbone": {"out_indices": [0, 1]},
+        "feature-extraction": {"localization_compactness": 3.0, "localization_iterations": 2, "refine_tokens": True},
+    }.get(task, {})
     build(model_class, **fields).save_pretrained(tmp_path / "model")
     script = Path(__file__).parents[1] / "examples" / "export_onnx.py"
     arguments = [script, tmp_path / "model", "--task", task, "--output", tmp_path / "model.onnx"]
