@@ -26,10 +26,10 @@ from torch import Tensor
 from transformers.utils import logging
 
 from stellar_hf import DEMO_MODEL, StellarPipeline, StellarTokenPriorPipeline
-from stellar_hf.cli.demo import embedded_scenes
 from stellar_hf.cli.inputs import load_pipeline
 from stellar_hf.cli.parser import CommandParser
 from stellar_hf.cli.process import errors_in_a_sentence
+from stellar_hf.data import load_tabletop_scenes
 from stellar_hf.data.images import read_image
 from stellar_hf.localization_stellar import token_maps
 from stellar_hf.visualization import token_overlay, token_palette
@@ -37,7 +37,8 @@ from stellar_hf.visualization import token_overlay, token_palette
 # Longer side of the pictures that are shown, in pixels.
 SIDE = 384
 HEIGHT = 340  # of their panels
-START = 3  # the embedded scene that is shown first, with one object on a plain ground
+# Of the validation split: the first one, with four objects, and the second one are shown at the start.
+SCENES = (20, 1, 9, 5, 13, 12, 22, 11)
 ANY_CLASS = "anything"
 
 # S, (1, r, d), and L, (1, N, r), of an image.
@@ -45,7 +46,7 @@ Factors = tuple[Tensor, Tensor]
 
 HINT = (
     "Point at the tokens to light them up. Click one, or press its button, to choose it. Then move it, scale it, or "
-    "swap it with tokens of a second picture."
+    "swap it with tokens of the second picture, which are chosen in the same way."
 )
 
 
@@ -189,12 +190,16 @@ def apply(pipe: StellarPipeline, scene: Scene, edit: Edit) -> tuple[Factors, Fac
         arriving = _members(range(other.maps.shape[2]), edit.other_chosen)
         if arriving.all():
             raise ValueError("All tokens of the second picture are chosen, but one must stay there. Take one out.")
-        tokens, maps, *rest = pipe.swap(tokens, maps, concept, other.tokens, other.maps, arriving)
-        swapped = rest[0], rest[1]
-        concept = torch.cat([torch.zeros_like(concept), arriving], dim=1)
+        swapped = pipe.swap(tokens, maps, concept, other.tokens, other.maps, arriving)[2:]
+        # Placed before it arrives: what it covers would not come back.
+        placed = _place(pipe, other.tokens, other.maps, arriving, edit)
+        return pipe.swap(tokens, maps, concept, *placed, arriving)[:2], swapped
+    return _place(pipe, tokens, maps, concept, edit), swapped
 
+
+def _place(pipe: StellarPipeline, tokens: Tensor, maps: Tensor, concept: Tensor, edit: Edit) -> Factors:
     tokens, maps = pipe.scale(tokens, maps, concept, edit.size)
-    return pipe.move(tokens, maps, concept, edit.down, edit.right), swapped
+    return pipe.move(tokens, maps, concept, edit.down, edit.right)
 
 
 def decode(pipe: StellarPipeline, tokens: Tensor, maps: Tensor, size: tuple[int, int]) -> Image.Image:
@@ -222,6 +227,11 @@ def _listed(tokens: Sequence[int]) -> str:
 def _members(tokens: Sequence[int], chosen: Sequence[int]) -> Tensor:
     """Which of the tokens are chosen, bool (1, number of tokens)."""
     return torch.tensor([[token in chosen for token in tokens]])
+
+
+def embedded_scenes() -> list[Image.Image]:
+    """Scenes of clear objects, of which the demo model's training has seen no part."""
+    return load_tabletop_scenes("validation", max(SCENES) + 1, image_size=128).select(SCENES)["image"][:]
 
 
 # The picture whose tokens light up -----------------------------------------------------------------------------------
@@ -364,7 +374,7 @@ class Page:
 
     def build(self) -> Any:
         """The app, `gradio.Blocks`."""
-        gradio, first = self.gradio, self.examples[START]
+        gradio, (first, second) = self.gradio, self.examples[:2]
         # Pictures that were shown are deleted after an hour, and Gradio sends no statistics.
         options = {"delete_cache": (3600, 3600), "analytics_enabled": False}
         with gradio.Blocks(title="STELLAR: what and where", **options) as app:
@@ -372,28 +382,23 @@ class Page:
                 f"# What and where\nA picture is {self.num_tokens} tokens, *what* is there, and a map of each token, "
                 "*where* it is. Edit both, and the picture follows."
             )
-            self.scene, self.other = gradio.State(first), gradio.State(None)
-            self.file, self.tokens, self.result = self._build_panels(
-                first, reconstruct(self.pipe, first, Edit())[0], ("Picture", "Tokens", "Reconstruction")
-            )
+            self.scene, self.other = gradio.State(first), gradio.State(second)
+            self.file, self.tokens, self.result = self._build_panels(first, ("Picture", "Tokens", "Reconstruction"))
             self.status = gradio.HTML(HINT, html_template=STATUS_HTML, css_template=STATUS_CSS)
             self._build_controls()
             self._build_sources()
             self.other_file, self.other_tokens, self.other_result = self._build_panels(
-                None, None, ("Second picture", "Tokens of the second picture", "Reconstruction of the second picture")
+                second, ("Second picture", "Tokens of the second picture", "Reconstruction of the second picture")
             )
             self._connect()
         return app
 
-    def _build_panels(
-        self, scene: Scene | None, result: Image.Image | None, labels: tuple[str, str, str]
-    ) -> tuple[Any, Any, Any]:
+    def _build_panels(self, scene: Scene, labels: tuple[str, str, str]) -> tuple[Any, Any, Any]:
         """A scene's file, its tokens and its reconstruction, side by side where there is space."""
         gradio = self.gradio
         with gradio.Row(equal_height=True):
             with gradio.Column(min_width=280):
-                picture = scene and scene.picture
-                file = gradio.Image(picture, label=labels[0], height=HEIGHT, sources=["upload"], buttons=[])
+                file = gradio.Image(scene.picture, label=labels[0], height=HEIGHT, sources=["upload"], buttons=[])
                 # Path and name of the file as it came: what is wrong with it is said by this app.
                 file.preprocess = lambda payload: payload and (payload.path, payload.orig_name or "The file")
             with gradio.Column(min_width=280):
@@ -410,7 +415,12 @@ class Page:
                 )
             with gradio.Column(min_width=280):
                 reconstruction = gradio.Image(
-                    result, label=labels[2], height=HEIGHT, interactive=False, format="jpeg", buttons=["download"]
+                    reconstruct(self.pipe, scene, Edit())[0],
+                    label=labels[2],
+                    height=HEIGHT,
+                    interactive=False,
+                    format="jpeg",
+                    buttons=["download"],
                 )
         return file, tokens, reconstruction
 

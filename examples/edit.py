@@ -3,11 +3,13 @@
 """
 Edits what and where in images, by functions on tokens and maps. As a command: stellar-hf edit.
 
-    python examples/edit.py                                     # demo model, scikit-learn's two photographs
+    python examples/edit.py                                     # demo model, an embedded scene and a photograph
     python examples/edit.py --images cat.jpg dog.png --box 120 80 300 260 --move -3 5 --factor 0.5
+    python examples/edit.py --images cats.jpg --box 20 80 150 260 --exchange_box 180 80 300 260
     python examples/edit.py --images cat.jpg --tokens 0 2
 
-Writes move.png, scale.png and erase.png, and with a second image swap.png, interpolate.png and transfer.png.
+Writes move.png, scale.png and erase.png, with --exchange_box exchange.png, and with a second image swap.png,
+interpolate.png and transfer.png.
 """
 
 import sys
@@ -16,6 +18,7 @@ from functools import partial
 from stellar_hf.cli.edit import (
     EditArguments,
     find_concept,
+    find_exchanged,
     highlight,
     parse_arguments,
     read_pair,
@@ -46,6 +49,10 @@ def edit(args: EditArguments) -> None:
     }
     for title, edited in edits.items():
         draw(title, {name: first, title: edited}, highlight(concept[:1]))
+    exchanged = find_exchanged(maps[:1], args, images[name].size)
+    if exchanged is not None:
+        edited = pipe.exchange(*first, concept[:1], exchanged)
+        draw("exchange", {name: first, "exchange": edited}, highlight(concept[:1] | exchanged))
 
     for other_name in other_names:
         other = tokens[1:], maps[1:]

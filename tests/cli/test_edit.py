@@ -1,6 +1,6 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
-"""The script runs as its documentation says, on the packaged photographs and on images of a user."""
+"""The script runs as its documentation says, on what is embedded and on images of a user."""
 
 import sys
 from functools import partial
@@ -24,9 +24,9 @@ def files(folder: str) -> set[str]:
     return {path.name for path in Path(folder).iterdir()}
 
 
-def test_photographs_by_default(run_script, capsys):
+def test_a_scene_and_a_photograph_by_default(run_script, capsys):
     run_script()
-    names = {"move.png", "scale.png", "erase.png", "swap.png", "interpolate.png", "transfer.png"}
+    names = {f"{edit}.png" for edit in ("move", "scale", "erase", "exchange", "swap", "interpolate", "transfer")}
     assert files("edits") == names
     assert {Path(line).name for line in capsys.readouterr().out.split()} == names
 
@@ -36,7 +36,7 @@ def test_the_command_says_which_tokens_it_edits(monkeypatch, tmp_path, capsys):
     photograph("flower").resize((60, 40)).save(tmp_path / "small.png")
     main(["edit", "--images", f"{tmp_path}/small.png", "--tokens", "0", "2", f"--output_dir={tmp_path}"])
     concept, written = capsys.readouterr().out.split("\n\n")
-    assert "token 0, 2 of 6" in concept and "--box" in concept
+    assert "token 0, 2 of 8" in concept and "--box" in concept
     assert len(written.splitlines()) == 3
 
 
@@ -49,6 +49,21 @@ def test_one_image_of_a_user_with_chosen_tokens(run_script):
     still, moved = (np.asarray(Image.open(Path(folder, "move.png"))).astype(int) for folder in ("still", "moved"))
     assert np.abs(still - moved).max() > 50
     np.testing.assert_array_equal(Image.open("still/erase.png"), Image.open("moved/erase.png"))
+
+
+def test_two_places_of_an_image_are_exchanged(run_script):
+    halves = Image.new("RGB", (64, 64), (200, 30, 30))
+    halves.paste((30, 30, 200), (32, 0, 64, 64))
+    halves.save("halves.png")
+    run_script("--images", "halves.png", "--box", *"0 0 32 64".split(), "--exchange_box", *"32 0 64 64".split())
+    assert files("edits") == {"move.png", "scale.png", "erase.png", "exchange.png"}
+    with Image.open("edits/exchange.png") as figure:
+        pixels = np.asarray(figure.convert("RGB")).astype(int)
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 3
+    row = pixels[height * 3 // 5]
+    # The middles of the halves: of the image, of what is decoded, and of that after the exchange.
+    is_red = [[row[column * width + width * side // 4] @ (1, 0, -1) > 0 for side in (1, 3)] for column in range(3)]
+    assert is_red == [[True, False], [True, False], [False, True]]
 
 
 def test_the_photograph_itself_is_beside_what_is_decoded_of_it(run_script):
@@ -66,17 +81,19 @@ def test_the_photograph_itself_is_beside_what_is_decoded_of_it(run_script):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--tokens", "6"], "from 0 to 5"),
-        (["--tokens", "0", "1", "2", "3", "4", "5"], "all 6 tokens"),
+        (["--tokens", "8"], "from 0 to 7"),
+        (["--tokens", *"0 1 2 3 4 5 6 7".split()], "all 8 tokens"),
         (["--tokens", "1", "--box", "0", "0", "9", "9"], "leave one of them out"),
-        (["--box", "9", "9", "5", "5"], "inside of 640x427 pixels"),
-        (["--box", *"0 0 600 400 9 9 700 9".split()], "9, 9, 700, 9.* inside of 640x427 pixels"),
+        (["--box", "9", "9", "5", "5"], "inside of 128x128 pixels"),
+        (["--box", *"0 0 120 100 9 9 700 9".split()], "9, 9, 700, 9.* inside of 128x128 pixels"),
         (["--box", "0", "0", "9"], "has 3 numbers"),
         (["--images", "photo.png", "--box", *"0 0 9 9 0 0 9 9".split()], "has 8 numbers"),
         (
-            ["--box", "0", "0", "80", "60"],
-            r"No token stands mostly in the box. Shares .* 0: \d+ %, .*5: \d+ %.*--tokens \d$",
+            ["--box", "0", "0", "9", "9"],
+            r"No token stands mostly in the box. Shares .* 0: \d+ %, .*7: \d+ %. Take a larger box, or name tokens",
         ),
+        (["--exchange_box", "0", "0", "9"], "--exchange_box has 3 numbers"),
+        (["--tokens", "1", "--exchange_box", "0", "0", "128", "128"], "all 8 tokens"),
         (["--move", "1"], "--move has 1 numbers"),
         (["--factor", "0"], "factor"),
         (["--images", "missing.png"], "missing.png"),

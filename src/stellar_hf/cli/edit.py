@@ -3,13 +3,15 @@
 """
 Edits what and where in images: moves, scales and erases a concept, and mixes two images.
 
-    stellar-hf edit                                             # demo model, scikit-learn's two photographs
+    stellar-hf edit                                             # demo model, an embedded scene and a photograph
     stellar-hf edit --images cat.jpg dog.png --box 120 80 300 260 --move -3 5 --factor 0.5
+    stellar-hf edit --images cats.jpg --box 20 80 150 260 --exchange_box 180 80 300 260
     stellar-hf edit --images cat.jpg --tokens 0 2
 
 The concept is the tokens of the first image, numbered from 0 as in the figures of stellar-hf reconstruct, or those
-that stand mostly in a box of it, by default its middle. Writes move.png, scale.png and erase.png, and with a second
-image swap.png (with the concept of the second image in the same box), interpolate.png and transfer.png.
+that stand mostly in a box of it, by default its middle. Writes move.png, scale.png and erase.png; with the box of
+another concept of the image exchange.png, in which each shows what the other one showed; and with a second image
+swap.png (with the concept of the second image in the same box), interpolate.png and transfer.png.
 """
 
 import sys
@@ -33,8 +35,9 @@ from .inputs import load_pipeline, read_images
 from .parser import CommandParser
 from .process import errors_in_a_sentence
 
-# What is below the sky in the second photograph of scikit-learn: left, top, right and bottom in its pixels.
-HILL = (0, 140, 640, 427)
+# Boxes of what is edited without images, left, top, right and bottom: a cone of the scene, and the flower of the
+# photograph. The cone and a ball exchange their colours.
+CONE, FLOWER, BALL = (20, 29, 76, 91), (22, 16, 104, 104), (70, 44, 126, 101)
 
 # S, (1, r, d), and L, (1, N, r), of an image.
 Factors = tuple[Tensor, Tensor]
@@ -46,7 +49,7 @@ class EditArguments:
 
     images: list[str] = field(
         default_factory=list,
-        metadata={"help": "One or two image files; scikit-learn's two photographs by default."},
+        metadata={"help": "One or two image files; an embedded scene and a photograph by default."},
     )
     tokens: list[int] = field(default_factory=list, metadata={"help": "Tokens of the concept, numbered from 0."})
     box: list[int] = field(
@@ -56,7 +59,11 @@ class EditArguments:
             "second image, brought to the size of the first one, where they are others."
         },
     )
-    move: list[float] = field(default_factory=lambda: [0, 4], metadata={"help": "Patches down and to the right."})
+    exchange_box: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Box of another concept of the first image: both exchange what they show."},
+    )
+    move: list[float] = field(default_factory=lambda: [4, -2], metadata={"help": "Patches down and to the right."})
     factor: float = field(default=1.5, metadata={"help": "Of the concept's height and width."})
     model_name_or_path: str = field(
         default=DEMO_MODEL,
@@ -98,6 +105,10 @@ def run(args: EditArguments) -> None:
     draw("move", {names[0]: first, "move": pipe.move(*first, first_concept, rows, columns)}, palette)
     draw("scale", {names[0]: first, "scale": pipe.scale(*first, first_concept, args.factor)}, palette)
     draw("erase", {names[0]: first, "erase": pipe.erase(*first, first_concept)}, palette)
+    other_concept = find_exchanged(maps[:1], args, images[names[0]].size)
+    if other_concept is not None:
+        exchanged = pipe.exchange(*first, first_concept, other_concept)
+        draw("exchange", {names[0]: first, "exchange": exchanged}, highlight(first_concept | other_concept))
     if len(images) == 1:
         return
 
@@ -119,10 +130,8 @@ def run(args: EditArguments) -> None:
 def read_pair(files: Sequence[str]) -> dict[str, Image.Image]:
     """One or two images by their names, the second in the size of the first."""
     images = read_images(files)
-    # The flower is the better thing to move.
-    names = list(images) if files else ["flower", "china"]
-    size = images[names[0]].size
-    return {name: images[name] if images[name].size == size else images[name].resize(size) for name in names}
+    size = next(iter(images.values())).size
+    return {name: image if image.size == size else image.resize(size) for name, image in images.items()}
 
 
 def find_concept(maps: Tensor, args: EditArguments, images: Mapping[str, Image.Image]) -> Tensor:
@@ -149,7 +158,22 @@ def find_concept(maps: Tensor, args: EditArguments, images: Mapping[str, Image.I
         return concept
     width, height = size = next(iter(images.values())).size
     middle = [width // 6, height // 6, width - width // 6, height - height // 6]
-    masks = box_masks(args.box or (middle if args.images else [*middle, *HILL]), len(maps), size)
+    masks = box_masks(args.box or (middle if args.images else [*CONE, *FLOWER]), "--box", len(maps), size)
+    return select_in(maps, masks, ", or name tokens with --tokens")
+
+
+def find_exchanged(maps: Tensor, args: EditArguments, size: tuple[int, int]) -> Tensor | None:
+    """
+    The concept of the first image that is exchanged with the other one, bool (1, r), if there is one. Errors are those
+    of `find_concept`.
+    """
+    is_embedded = not (args.images or args.tokens or args.box)
+    box = args.exchange_box or (BALL if is_embedded else ())
+    return select_in(maps, box_masks(box, "--exchange_box", 1, size)) if box else None
+
+
+def select_in(maps: Tensor, masks: Tensor, remedy: str = "") -> Tensor:
+    """Tokens that stand mostly in one place, or one for each image, bool (B, r); the first image must have some."""
     masks = masks.expand(len(maps), -1, -1).to(maps.device)
     concept = select(maps, masks)
     if not concept[0].any():
@@ -157,7 +181,7 @@ def find_concept(maps: Tensor, args: EditArguments, images: Mapping[str, Image.I
         listed = ", ".join(f"{token}: {100 * share:.0f} %" for token, share in enumerate(shares.tolist()))
         raise ValueError(
             f"No token stands mostly in the box. Shares of the tokens' maps that are in it: {listed}. Take a larger "
-            f"box, or name tokens: --tokens {int(shares.argmax())}"
+            f"box{remedy}."
         )
     return concept
 
@@ -171,19 +195,18 @@ def describe(concept: Tensor) -> str:
     )
 
 
-def box_masks(boxes: Sequence[int], num_images: int, size: tuple[int, int]) -> Tensor:
-    """Places of one or two boxes, bool (1 or 2, height, width)."""
+def box_masks(boxes: Sequence[int], option: str, num_images: int, size: tuple[int, int]) -> Tensor:
+    """Places of one or two boxes of an option, bool (1 or 2, height, width)."""
     if len(boxes) not in (4, 8) or len(boxes) > 4 * num_images:
-        raise ValueError(
-            f"--box has {len(boxes)} numbers, but needs left, top, right and bottom, once or for each image."
-        )
+        often = "" if num_images == 1 else ", once or for each image"
+        raise ValueError(f"{option} has {len(boxes)} numbers, but needs left, top, right and bottom{often}.")
     width, height = size
     masks = torch.zeros(len(boxes) // 4, height, width, dtype=torch.bool)
     for index, mask in enumerate(masks):
         left, top, right, bottom = box = boxes[4 * index : 4 * index + 4]
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise ValueError(
-                f"--box is {list(box)}, but must be left, top, right and bottom inside of {width}x{height} pixels."
+                f"{option} is {list(box)}, but must be left, top, right and bottom inside of {width}x{height} pixels."
             )
         mask[top:bottom, left:right] = True
     return masks
@@ -226,7 +249,7 @@ def save_figure(
     )
     path = Path(output_dir, f"{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=160)
     print(path)
 
 

@@ -35,8 +35,8 @@ class StellarPipeline(StellarDecodingPipeline):
     image comes back in the size of the input. `grid_size` keeps the shape of elongated images, or gives large ones
     more patches.
 
-    Between both, S and L are plain tensors: `move`, `scale`, `erase`, `swap`, `interpolate` and `transfer` edit them
-    ([`stellar_hf.pipelines.editing`]), and [`StellarTokenPriorPipeline`] draws them from noise.
+    Between both, S and L are plain tensors: `move`, `scale`, `erase`, `exchange`, `swap`, `interpolate` and `transfer`
+    edit them ([`stellar_hf.pipelines.editing`]), and [`StellarTokenPriorPipeline`] draws them from noise.
 
     `from_pretrained` takes a folder or owner/name on the Hub. `DiffusionPipeline.from_pretrained` finds classes of
     Diffusers only; of a folder it makes this pipeline if it is told to read the `pipeline.py` that `save_pretrained`
@@ -81,6 +81,7 @@ class StellarPipeline(StellarDecodingPipeline):
     erase = staticmethod(editing.erase)
     move = staticmethod(editing.move)
     scale = staticmethod(editing.scale)
+    exchange = staticmethod(editing.exchange)
     swap = staticmethod(editing.swap)
     interpolate = staticmethod(editing.interpolate)
     transfer = staticmethod(editing.transfer)
