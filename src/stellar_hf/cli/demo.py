@@ -27,7 +27,7 @@ from .parser import CommandParser
 from .process import errors_in_a_sentence
 
 # Of the validation split: clear ones among the first. The figure of README.md shows some of them, too.
-SCENES = (0, 1, 5, 9, 17, 18, 20, 22)
+SCENES = (0, 1, 5, 11, 17, 18, 20, 22)
 
 
 @dataclass
