@@ -6,7 +6,7 @@
 
 const RUNTIME = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/ort.wasm.bundle.min.mjs";
 const [SIZE, MEAN, STD] = [128, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]; // of the image processor
-const [SMOOTHING, LEAST_MASS] = [0.1, 1e-6]; // of stellar_hf.pipelines.editing
+const [REACH, LEAST_MASS] = [2, 1e-6]; // of stellar_hf.pipelines.editing
 
 const element = (id) => document.getElementById(id);
 const say = (sentence) => (element("status").textContent = sentence);
@@ -25,20 +25,28 @@ let [lit, drag] = [null, null]; // the token that is pointed at; the one that is
 /** Gives a token another map, which covers the others, and leaves them the place that it had. */
 function cover(maps, token, arriving) {
   const others = range(maps.length).filter((other) => other !== token);
-  const inImage = maps.map((map) => sum(map) + LEAST_MASS);
-  const total = sum(others.map((other) => inImage[other]));
+  const near = maps.map((map) => around(map, scene.side));
   const covered = maps.map(() => new Float32Array(arriving.length));
   covered[token] = arriving;
   for (const patch of arriving.keys()) {
     const mass = sum(others.map((other) => maps[other][patch]));
+    const total = sum(others.map((other) => near[other][patch] + LEAST_MASS));
     const freed = maps[token][patch] - arriving[patch];
     const shrink = clip((mass + freed) / Math.max(mass, LEAST_MASS), 0, 1);
     for (const other of others) {
-      const refill = (maps[other][patch] + (SMOOTHING * inImage[other]) / total) / (mass + SMOOTHING);
+      const refill = (near[other][patch] + LEAST_MASS) / total;
       covered[other][patch] = maps[other][patch] * shrink + Math.max(freed, 0) * refill;
     }
   }
   return covered;
+}
+
+/** Means of a map around each patch, weighted by a Gaussian of its distance. */
+function around(map, side) {
+  const weights = range(side).map((to) => range(side).map((from) => Math.exp(-((to - from) ** 2) / (2 * REACH ** 2))));
+  const mean = (to, valueAt) => sum(weights[to].map((weight, from) => weight * valueAt(from))) / sum(weights[to]);
+  const inRows = map.map((_, patch) => mean(patch % side, (column) => map[patch - (patch % side) + column]));
+  return inRows.map((_, patch) => mean(Math.floor(patch / side), (row) => inRows[row * side + (patch % side)]));
 }
 
 /** A map moved by patches, also by parts of them, bilinearly; what leaves the picture is gone. */
