@@ -416,7 +416,7 @@ def _freeze_encoder(model: StellarForPreTraining) -> None:
     """Leaves decoder, heads and token refinement to train; the rest is in evaluation mode, as where it is used."""
     encoder = model.train().stellar
     encoder.eval().requires_grad_(False)
-    if model.config.refine_tokens:
+    if encoder.token_refinement is not None:
         encoder.token_refinement.requires_grad_(True)
 
 
