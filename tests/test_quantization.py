@@ -45,7 +45,7 @@ def similarity(output, expected) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @torch.no_grad()
 def test_features_stay_and_memory_shrinks(pixel_values, dtype):
-    """The figures of docs/features.md."""
+    """Of all that the encoder gives; in single and half precision."""
     plain, quantized = load(StellarModel), load(StellarModel, dtype=dtype, quantization_config=INT8)
     assert quantized.get_memory_footprint() < 0.3 * plain.get_memory_footprint()
     expected, output = plain(pixel_values), quantized(pixel_values)
