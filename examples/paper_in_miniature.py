@@ -3,7 +3,7 @@
 """
 The paper's claims as controlled experiments: STELLAR, and the same with one thing changed, on tabletop scenes.
 
-    python examples/paper_in_miniature.py                 # all variants, three seeds: hours on two cores
+    python examples/paper_in_miniature.py                 # all variants, three seeds: about an hour
     python examples/paper_in_miniature.py --quick         # one seed, few steps: minutes, to see that it works
     python examples/paper_in_miniature.py --variants STELLAR "dense bottleneck" "no matching"
 
@@ -232,13 +232,15 @@ def plot(mean, std):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    axes = figure.subplots(subplot_kw={"xlabel": METRICS["psnr"].title, "ylabel": METRICS["image_knn"].title})
+    axes = figure.subplots(subplot_kw={"xlabel": METRICS["psnr"].title, "ylabel": METRICS["own_material_knn"].title})
     axes.spines[["top", "right"]].set_visible(False)
-    x, y = mean["psnr"].dropna(), 100 * mean["image_knn"]
+    x, y = mean["psnr"].dropna(), 100 * mean["own_material_knn"]
     for number, name in enumerate(sorted(x.index, key=y.get, reverse=True)):  # the legend in the order of the points
-        deviations = 100 * std["image_knn"][name], std["psnr"][name]
-        marker = "*" if name == "STELLAR" else "osD^v"[number % 5]
-        axes.errorbar(x[name], y[name], *deviations, marker, markersize=8, lw=0.8, label=name, color=f"C{number}")
+        deviations = 100 * std["own_material_knn"][name], std["psnr"][name]
+        color, marker, size = f"C{number}", "osD^vPX"[number % 7], 7
+        if name == "STELLAR":
+            color, marker, size = "black", "*", 14
+        axes.errorbar(x[name], y[name], *deviations, marker, markersize=size, lw=0.8, label=name, color=color)
     figure.legend(loc="outside right", frameon=False)
     return figure
 
