@@ -45,10 +45,10 @@ def test_pipeline(tmp_path, monkeypatch):
 
 def test_editing():
     names = run_blocks("editing.md")
-    for edit in ("moved", "larger", "erased", "between", "painted"):
+    for edit in ("moved", "larger", "erased", "exchanged", "between", "painted"):
         tokens, maps = names[edit]
-        assert tokens.shape == (1, 6, 128) and maps.shape == (1, 256, 6), edit
-    assert names["concept"].any() and names["flower_scene"].shape == (1, 12, 128)
+        assert tokens.shape == (1, 8, 96) and maps.shape == (1, 256, 8), edit
+    assert names["cone"].any() and names["ball"].any() and names["scene_tokens"].shape == (1, 16, 96)
 
 
 def test_generation(tmp_path, monkeypatch):

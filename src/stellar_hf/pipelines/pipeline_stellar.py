@@ -171,8 +171,8 @@ class StellarPipeline(StellarDecodingPipeline):
                 size, and what is made of tokens the size that the decoder gives it.
             width: Width of the resulting images in pixels, with `height`.
             num_inference_steps: Times that is decoded. After each time but the last, the image is encoded again, and
-                half of what it lacks of Z = L S is added for the next one. On photo mosaics, small models come closer
-                to the image in 2 to 4 steps than in 1, and are sharper (benchmarks/README.md); released ones were not
+                half of what it lacks of Z = L S is added for the next one. On photo mosaics, small models came closer
+                to the image in 2 to 4 steps than in 1, and sharper (benchmarks/README.md); released ones were not
                 measured. Each step costs another encoding and decoding.
             temperature: Of the distribution from which each code is sampled; 0 takes the likeliest one. For models
                 with `reconstruction_target="codes"`.
