@@ -29,7 +29,7 @@ from transformers.utils import is_peft_available
 import stellar_hf
 
 from .. import StellarConfig, StellarForPreTraining, StellarTrainer, StellarTrainingArguments
-from ..data import load_images, load_tabletop_scenes
+from ..data import load_images, load_photo_mosaics, load_tabletop_scenes
 from ..evaluation import TASKS, ReconstructionMetrics, RunSettings, Splits, Subject, reconstruction_scores
 from ..evaluation.evaluate import TableColumn, format_results_table
 from ..released_stellar import RELEASED_REPOSITORY
@@ -84,8 +84,9 @@ class AdaptationArguments:
     old_eval_dir: str | None = field(
         default=None,
         metadata={
-            "help": "The same, to measure on; or tabletop_scenes, the embedded scenes, for models that were trained "
-            "on them, as the demo model was, which takes them by default. Without old images nothing is guarded."
+            "help": "The same, to measure on; or tabletop_scenes, the embedded scenes and crops of the photographs that "
+            "cover them, for models that were trained on these scenes, as the demo model was, which takes them by "
+            "default. Without old images nothing is guarded."
         },
     )
     max_knn_drop: float = field(
@@ -218,8 +219,9 @@ def open_old_images(
     if source == TABLETOP_SCENES:
         count = data_args.num_eval_scenes
         return MeasuredImages(
-            test=load_tabletop_scenes("test", count, image_size, seed=1, num_objects=1),  # labelled by their material
-            train=load_tabletop_scenes("train", 2 * count, image_size, seed=1, num_objects=1),
+            # The photographs that cover the scenes, which have one name each.
+            test=load_photo_mosaics("test", count, image_size, num_regions=1, seed=1),
+            train=load_photo_mosaics("train", 2 * count, image_size, num_regions=1, seed=1),
             scenes=load_tabletop_scenes("test", count, image_size, seed=1),
         )
     check_folder("old_eval_dir", source)
