@@ -85,8 +85,8 @@ class AdaptationArguments:
         default=None,
         metadata={
             "help": "The same, to measure on; or tabletop_scenes, the embedded scenes and crops of the photographs that "
-            "cover them, for models that were trained on these scenes, as the demo model was, which takes them by "
-            "default. Without old images nothing is guarded."
+            "cover them, for models that were trained on them, as the demo model was, whose default it is. Without old "
+            "images nothing is guarded."
         },
     )
     max_knn_drop: float = field(
