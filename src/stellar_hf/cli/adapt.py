@@ -84,8 +84,8 @@ class AdaptationArguments:
     old_eval_dir: str | None = field(
         default=None,
         metadata={
-            "help": "The same, to measure on; or tabletop_scenes, the embedded scenes and crops of the photographs that "
-            "cover them, for models that were trained on them, as the demo model was, whose default it is. Without old "
+            "help": "The same, to measure on; or tabletop_scenes, the embedded scenes and crops of the photographs on "
+            "them, for models that were trained on these, as the demo model was, whose default it is. Without old "
             "images nothing is guarded."
         },
     )
