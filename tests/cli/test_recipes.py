@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEModel
 
-from stellar_hf import StellarConfig
+from stellar_hf import DEMO_MODEL, StellarConfig
 from stellar_hf.cli.pretrain import make_parser, value_types
 from stellar_hf.cli.recipes import PACKAGED, read_recipe
 
@@ -127,7 +127,7 @@ def test_values_of_the_paper(pretrain, name, source, epochs, learning_rate, toke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != SECOND_STAGE])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in (SECOND_STAGE, "demo")])
 def test_two_steps(run_two_steps, name):
     assert_trained(run_two_steps(name), read_recipe(RECIPES[name], TYPES))
 
@@ -139,6 +139,23 @@ def test_two_steps_from_the_first_stage(run_two_steps):
     folder = run_two_steps(SECOND_STAGE, f"--model_name_or_path={run_two_steps(FIRST_STAGE)}")
     assert_trained(folder, second)
     assert AutoModelForPreTraining.from_pretrained(folder).teacher is None
+
+
+@pytest.mark.slow
+def test_the_demo_recipe_trains_what_reads_the_encoder_of_the_main_job(pretrain, photos, tmp_path, monkeypatch):
+    recipe = read_recipe(RECIPES["demo"], TYPES)
+    assert recipe["model_name_or_path"] == read_recipe("tabletop_scenes", TYPES)["output_dir"]
+    flags = {"model_name_or_path": DEMO_MODEL, "train_dir": photos, "output_dir": tmp_path / "out", "max_steps": 2}
+    flags |= {"per_device_train_batch_size": 2, "dataloader_num_workers": 0}
+    argv = ["pretrain.py", str(RECIPES["demo"]), *(f"--{name}={value}" for name, value in flags.items()), "--use_cpu"]
+    monkeypatch.setattr(sys, "argv", argv)
+    pretrain.main()
+    before, after = (
+        AutoModelForPreTraining.from_pretrained(folder).state_dict() for folder in (DEMO_MODEL, tmp_path / "out")
+    )
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert any(name.startswith("decoder.") for name in changed)
+    assert all("token_refinement" in name for name in changed if name.startswith("stellar."))
 
 
 def assert_trained(folder, recipe):
