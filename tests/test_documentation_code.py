@@ -138,7 +138,7 @@ def test_features_of_images(folder):
 @pytest.mark.slow
 def test_evaluation(folder):
     names = run_page("docs/evaluation.md")
-    assert names["results"][0].metrics["sparse mean"]["accuracy"] > 0.2
+    assert names["results"][0].metrics["sparse mean"]["accuracy"] > 0.12
 
 
 def test_tabletop_scenes(folder):
