@@ -137,9 +137,10 @@ Data: {{ data }}.
 {% endfor %}{% endif %}{% if results %}
 ## Results
 
-| | |
-|---|---|
+| | this model |{% for baseline in baselines %} {{ baseline }} |{% endfor %}
+|---|---|{% for baseline in baselines %}---|{% endfor %}
 {% for name, value in results.items() %}| {{ name }} | {{ "%.4g" % value }} |
+{%- for values in baselines.values() %} {{ "%.4g" % values[name] if name in values else "–" }} |{% endfor %}
 {% endfor %}{% endif %}{% if released %}
 ## Results as published
 
@@ -385,6 +386,7 @@ def write_model_card(
     dataset_ids: Sequence[str] = (),
     data: str | None = None,
     metrics: Mapping[str, float] | None = None,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
     training: Mapping[str, object] | None = None,
     released: str | None = None,
     pipeline: str | None = None,
@@ -410,6 +412,8 @@ def write_model_card(
         dataset_ids: Data sets on the Hub, as owner/name.
         data: What else to say of the data, where it has no name.
         metrics: Results by name. The metadata has those that the Hub has a metric for: accuracy and mean IoU.
+        baselines: What else was measured, such as `"kmeans"`, and its results by the names of `metrics`. They stand
+            beside the model's.
         training: Settings of the training by name.
         released: Name of the released model that this one is, such as `"stellar-b16"`: the card then has the authors'
             licence and published results, named as such.
@@ -476,6 +480,7 @@ def write_model_card(
         data=dataset or data,
         training=training,
         results=results,
+        baselines=baselines or {},
         published=PUBLISHED_RESULTS,
         is_published=released in {row[0] for row in PUBLISHED_RESULTS},
     )

@@ -59,6 +59,17 @@ def test_card_invents_nothing(model, tmp_path):
     assert "| eval_loss | 2 |" in card.text
 
 
+def test_baselines_stand_beside_the_model_in_the_text_alone(model, tmp_path):
+    metrics = {"test_knn_accuracy": 0.5, "test_psnr": 20.0}
+    baselines = {"kmeans": {"test_knn_accuracy": 0.375}, "untrained": {"test_knn_accuracy": 0.125, "test_psnr": 8.0}}
+    write_model_card(tmp_path, model, dataset_ids=["owner/photographs"], metrics=metrics, baselines=baselines)
+    card = ModelCard.load(tmp_path / "README.md")
+    table = ["| | this model | kmeans | untrained |", "|---|---|---|---|"]
+    table += ["| test_knn_accuracy | 0.5 | 0.375 | 0.125 |", "| test_psnr | 20 | – | 8 |"]
+    assert "\n".join(table) in card.text
+    assert [result.metric_value for result in card.data.eval_results] == [0.5]
+
+
 @pytest.mark.parametrize(("source", "base_model"), [("owner/base", "owner/base"), ("/data/secret", None), ("", None)])
 def test_base_model_is_where_the_model_was_loaded_from_on_the_hub(model, tmp_path, source, base_model):
     model.name_or_path = source

@@ -94,6 +94,14 @@ def test_figures_are_those_of_the_best_model_where_that_is_loaded(make_trainer):
     assert trainer.known_metrics() == {"eval_loss": 1.0}
 
 
+def test_figures_of_baselines_are_told_apart_from_the_models(make_trainer):
+    trainer = make_trainer()
+    own, others = {"test_psnr": 20.0}, {"kmeans_test_psnr": 9.0, "patch_means_test_psnr": 25.0, "train_loss": 1.0}
+    trainer.save_metrics("test", own | others)
+    assert trainer.known_metrics() == own
+    assert trainer.known_baselines() == {"kmeans": {"test_psnr": 9.0}, "patch_means": {"test_psnr": 25.0}}
+
+
 def test_a_model_is_evaluated_if_that_was_at_its_last_step_or_its_best(make_trainer):
     trainer = make_trainer()
     trainer.state.global_step = 3

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "draw a first figure with the packaged model, without any training",
     "reconstruct": "encode images into a few tokens, decode them again, and draw both",
-    "edit": "move, scale, erase, swap and mix what tokens stand for",
+    "edit": "move, scale, erase, exchange, swap and mix what tokens stand for",
     "extract": "write tokens, localization and labels of any images to Parquet shards",
     "pretrain": "pre-train STELLAR, on embedded scenes or on images of your own",
     "adapt": "train a released model, or your own, further on your images, and guard what it knew",

@@ -65,6 +65,19 @@ COLUMNS: tuple[TableColumn, ...] = (
 
 
 @dataclass
+class AdaptedModelArguments(ModelArguments):
+    """Which model to adapt, and whether to begin again."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "The STELLAR to adapt: a folder, owner/name on the Hub, or a model that the authors released, "
+            "such as stellar-b16, with its tokenizer; the packaged demo model by default."
+        },
+    )
+
+
+@dataclass
 class AdaptationArguments:
     """What is trained, and what must not be forgotten."""
 
@@ -84,9 +97,9 @@ class AdaptationArguments:
     old_eval_dir: str | None = field(
         default=None,
         metadata={
-            "help": "The same, to measure on; or tabletop_scenes, the embedded scenes and crops of the photographs on "
-            "them, for models that were trained on these, as the demo model was, whose default it is. Without old "
-            "images nothing is guarded."
+            "help": "The same, to measure on. tabletop_scenes, the default of the demo model, stands for the scenes "
+            "that come with the package and crops of the photographs on them. Without old images nothing is "
+            "guarded."
         },
     )
     max_knn_drop: float = field(
@@ -156,7 +169,7 @@ def run(
 def make_parser() -> CommandParser:
     """The parser of the command's flags; a recipe stands before them."""
     return CommandParser(
-        ModelArguments,
+        AdaptedModelArguments,
         DataArguments,
         AdaptationArguments,
         StellarTrainingArguments,

@@ -102,8 +102,15 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of the model, or owner/name on the Hub")
-    parser.add_argument("--task", choices=TASKS, default="feature-extraction")
-    parser.add_argument("--output", type=Path, default=Path("stellar.onnx"))
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default="feature-extraction",
+        help="what the file computes, see above; feature-extraction by default",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("stellar.onnx"), help="file to write, stellar.onnx by default"
+    )
     return parser.parse_args()
 
 

@@ -12,6 +12,8 @@ from typing import Any, NoReturn, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 
+from .. import DEMO_MODEL
+
 _NOT_GIVEN = object()
 _OF_THE_TRAINER = "flags of the Trainer of Transformers"
 
@@ -20,6 +22,10 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter)
     """Shows each flag by one name, defaults where there is one, and the description as it is written."""
 
     def _get_help_string(self, action):
+        if action.default in (DEMO_MODEL, [DEMO_MODEL]):  # whose path says nothing
+            return f"{action.help} (default: the packaged demo model)"
+        if any(name.startswith("--no_") for name in action.option_strings):
+            return f"The opposite of --{action.dest}."
         return action.help if action.default in (None, []) else super()._get_help_string(action)
 
     def _format_action_invocation(self, action):

@@ -10,7 +10,8 @@ Pre-trains STELLAR.
 
 A recipe is a YAML or JSON file, or the name of a packaged one: tabletop_scenes (taken without any arguments),
 own_images and own_images_gpu (taken for images of your own, where neither a model nor its model_config is given).
-Flags override the values of a recipe, a recipe the defaults; model_config is merged field by field.
+Flags override the values of a recipe, a recipe the defaults; model_config is merged field by field. The defaults that
+--help shows are those without a recipe, as where a model is given. They suit a large model that starts from a ViT.
 
 The same command goes on from the newest checkpoint in the output folder, however the run ended; Ctrl-C and SIGTERM
 save one before they end it. A finished run is only measured again. --overwrite_output_dir starts anew. An error is

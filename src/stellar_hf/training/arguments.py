@@ -92,7 +92,7 @@ class StellarTrainingArguments(TrainingArguments):
         default="accelerator",
         metadata={
             "help": "Where views are made: 'accelerator', batched, while the workers only decode; or 'cpu', in the "
-            "workers, whose draws a resumed run does not repeat."
+            "workers. A resumed run then draws other views than the uninterrupted one."
         },
     )
     decode_size: int | None = field(
@@ -176,8 +176,8 @@ class StellarTrainingArguments(TrainingArguments):
     freeze_encoder: bool = field(
         default=False,
         metadata={
-            "help": "Trains decoder, clustering heads and token refinement alone. The encoder stays as it is, and its "
-            "maps are those of use: compact ones where the model has them, without noise."
+            "help": "Trains decoder, clustering heads and token refinement alone, with the maps that the finished "
+            "model uses: compact ones where it has them, without noise. The encoder stays as it is."
         },
     )
     layer_decay: float = field(

@@ -3,6 +3,7 @@
 """Figures of the model that a trainer has, never of one that was in the output folder before."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers.utils import logging
 from .checkpoint_files import Checkpoint
 
 RESULTS_NAME = "all_results.json"
+_BASELINE = re.compile(r"(?P<baseline>\w+?)_(?P<name>(eval|test)_\w+)")
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +54,17 @@ class ResultsTrainer(Trainer):
             for name, value in results.items()
             if name.startswith(("eval_", "test_")) and not name.endswith(speed) and isinstance(value, int | float)
         }
+
+    def known_baselines(self) -> dict[str, dict[str, float]]:
+        """
+        Figures that `all_results.json` has beside this model's: by what was measured, such as `kmeans` for
+        `kmeans_test_psnr`, and by the figure's name, `test_psnr`.
+        """
+        baselines: dict[str, dict[str, float]] = {}
+        for name, value in self._results.read().items():
+            if match := _BASELINE.fullmatch(name):
+                baselines.setdefault(match["baseline"], {})[match["name"]] = value
+        return baselines
 
     def is_evaluated(self) -> bool:
         """Whether the logs have an evaluation of the model as the training left it: at its last step, or its best."""

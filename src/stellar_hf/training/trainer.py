@@ -375,6 +375,7 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
                 dataset_ids=_as_list(dataset_tags),
                 data=self._describe_train_dataset(),
                 metrics=self.known_metrics(),
+                baselines=self.known_baselines(),
                 training={
                     "Steps": self.state.global_step,
                     "Images of a step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
