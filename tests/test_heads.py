@@ -30,6 +30,7 @@ HEADS = [
     StellarBackbone,
 ]
 PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+STRIPES = torch.arange(2 * 32 * 32).view(2, 32, 32) // 256
 # Neither square, nor tiled by patches, nor of the size the model was made for.
 ODD_PIXELS = torch.randn(2, 3, 52, 37, generator=torch.Generator().manual_seed(1))
 
@@ -72,8 +73,12 @@ def learn(model, steps: int = 30, **inputs) -> tuple[float, float]:
         (StellarForImageClassification, {}, torch.tensor([1, 4])),
         (StellarForImageClassification, {"num_labels": 1}, torch.tensor([0.3, -1.0])),
         (StellarForImageClassification, {"num_labels": 2}, torch.tensor([[0.0, 1.0], [1.0, 1.0]])),
-        (StellarForSemanticSegmentation, {}, torch.arange(2 * 32 * 32).view(2, 32, 32) // 256 % 5),
-        (StellarForSemanticSegmentation, {"segmentation_features": "low_rank"}, torch.ones(2, 32, 32).long()),
+        (StellarForSemanticSegmentation, {}, STRIPES % 5),
+        (
+            StellarForSemanticSegmentation,
+            {"segmentation_features": "low_rank"},
+            STRIPES % 2,
+        ),
         (StellarForImageReconstruction, {}, None),
         (StellarForImageReconstruction, {"reconstruction_target": "codes"}, torch.arange(32).view(2, 16) % 16),
     ],
@@ -132,11 +137,8 @@ def test_segmentation_loss_is_cross_entropy_and_dice_of_the_pixels_that_count(bu
     labels = labels[:, 20:]
     one_hot = F.one_hot(labels, 5).permute(0, 3, 1, 2).double()
     probabilities = logits.double().softmax(1)
-    dice = [
-        1 - 2 * (probabilities[:, c] * one_hot[:, c]).sum() / (probabilities[:, c].sum() + one_hot[:, c].sum())
-        for c in range(5)
-    ]
-    expected = F.cross_entropy(logits.double(), labels) + sum(dice) / 5
+    overlaps, sizes = (probabilities * one_hot).sum(dim=(0, 2, 3)), (probabilities + one_hot).sum(dim=(0, 2, 3))
+    expected = F.cross_entropy(logits.double(), labels) + (1 - (2 * overlaps + 1) / (sizes + 1)).mean()
     torch.testing.assert_close(output.loss.double(), expected, rtol=1e-5, atol=0)
 
 
@@ -152,9 +154,26 @@ def test_segmentation_loss_of_ignored_pixels_alone_is_zero(build):
 def test_dice_of_perfect_and_of_wrong_predictions():
     labels = torch.tensor([[[0, 0, 2], [2, 255, 2]]])
     right = 100.0 * F.one_hot(labels.where(labels < 3, 0), 3).permute(0, 3, 1, 2)
-    assert dice_loss(right, labels) < 1e-6  # the class that does not occur does not count
-    assert dice_loss(right.roll(1, dims=1), labels) > 1 - 1e-6
+    assert dice_loss(right, labels) < 1e-6
+    # Two of class 0 are taken for 1, three of class 2 for 0: no overlap, and sizes of 2 + 3, 0 + 2 and 3.
+    assert dice_loss(right.roll(1, dims=1), labels).item() == pytest.approx(1 - (1 / 6 + 1 / 3 + 1 / 4) / 3)
     assert dice_loss(right, torch.full_like(labels, 255)) == 0
+
+
+@pytest.mark.parametrize(
+    ("model_class", "fields"),
+    [(StellarForImageClassification, {}), (StellarForSemanticSegmentation, {"segmentation_features": "low_rank"})],
+)
+def test_a_probe_learns_from_the_features_that_a_frozen_encoder_has_in_use(build, model_class, fields):
+    beyond_the_paper = {"localization_noise": 1.0, "localization_compactness": 3.0, "refine_tokens": True}
+    model = build(model_class, **fields, **beyond_the_paper)
+    model.train()
+    assert model.stellar.training  # fine-tuning
+    model.stellar.requires_grad_(False)
+    expected = model.eval().stellar(PIXELS)
+    model.train()
+    assert model.norm.training and not any(module.training for module in model.stellar.modules())
+    torch.testing.assert_close(model.stellar(PIXELS).pooler_output, expected.pooler_output)
 
 
 def test_reconstruction_is_that_of_pretraining_and_of_decoding_its_own_tokens(pretrained):

@@ -316,31 +316,32 @@ def pixel_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, ignore_index
     return F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum") / counted
 
 
-def dice_loss(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255) -> torch.Tensor:
+def dice_loss(
+    logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = 255, smoothing: float = 1.0
+) -> torch.Tensor:
     """
-    Soft Dice loss: one minus the overlap of predicted and true regions, mean over the classes that occur.
+    Soft Dice loss: one minus the overlap of predicted and true regions, mean over all classes (STELLAR, segmentation).
 
     For a class with probabilities p and true pixels y (Milletari et al., "V-Net", arXiv 1606.04797, section 3, without
-    squares in the denominator): `1 - 2 sum(p y) / (sum(p) + sum(y))`, with sums over all pixels of the batch that are
-    not ignored.
+    squares in the denominator): `1 - (2 sum(p y) + s) / (sum(p) + sum(y) + s)`, with sums over all pixels of the
+    batch that are not ignored.
 
     Args:
-        logits: (B, C, H, W).
-        labels: (B, H, W) int64 in [0, C) or `ignore_index`.
+        logits: (B, C, ...), such as (B, C, H, W).
+        labels: (B, ...) int64 in [0, C) or `ignore_index`.
         ignore_index: Label of pixels that do not count.
+        smoothing: s, > 0; a class that neither occurs nor is predicted has a loss of 0.
 
     Returns:
-        Scalar float32 in [0, 1]; 0 if every pixel is ignored.
+        Scalar float32 in [0, 1]; 0, with gradients of 0, if every pixel is ignored.
     """
     with without_autocast(logits):
-        counted = labels != ignore_index
-        truth = F.one_hot(labels.where(counted, 0), logits.shape[1]).permute(0, 3, 1, 2) * counted.unsqueeze(1)
-        probabilities = logits.float().softmax(dim=1) * counted.unsqueeze(1)
-        overlap = (probabilities * truth).sum(dim=(0, 2, 3))
-        pixels = truth.sum(dim=(0, 2, 3))
-        loss = 1 - 2 * overlap / (probabilities.sum(dim=(0, 2, 3)) + pixels).clamp_min(1e-12)
-        occurs = pixels > 0
-        return (loss * occurs).sum() / occurs.sum().clamp_min(1)
+        counted = (labels != ignore_index).unsqueeze(-1)
+        truth = F.one_hot(labels.where(counted[..., 0], 0), logits.shape[1]) * counted
+        probabilities = logits.float().softmax(dim=1).movedim(1, -1) * counted
+        truth, probabilities = truth.flatten(0, -2), probabilities.flatten(0, -2)
+        overlap = 2 * (probabilities * truth).sum(dim=0) + smoothing
+        return 1 - (overlap / (probabilities.sum(dim=0) + truth.sum(dim=0) + smoothing)).mean()
 
 
 # Masking -------------------------------------------------------------------------------------------------------------

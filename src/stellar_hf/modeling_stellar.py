@@ -601,6 +601,17 @@ class StellarPreTrainedModel(StellarHubMixin, PreTrainedModel):  # type: ignore[
         elif isinstance(module, StellarClusteringHead):
             init.normal_(module.prototypes)
 
+    def train(self, mode: bool = True) -> Any:
+        """
+        Sets training mode. An encoder whose weights are all frozen stays in evaluation mode, so that heads learn from
+        the features of use: in training mode L has noise and no compactness, and refined tokens follow it.
+        """
+        super().train(mode)
+        encoder = self.base_model
+        if encoder is not self and not any(weight.requires_grad for weight in encoder.parameters()):
+            encoder.eval()
+        return self
+
     def denormalize(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) normalized pixels to float32 RGB in [0, 1]."""
         pixel_values = pixel_values.float()
@@ -1089,7 +1100,7 @@ class StellarForImageClassification(StellarPreTrainedModel):
     STELLAR with LayerNorm and a linear layer on the mean of the sparse tokens, as in the paper's linear probe.
 
     The encoder computes the localization here only where it refines the tokens: otherwise the loss would not train it.
-    Freeze `model.stellar` for a linear probe.
+    For a linear probe, freeze the encoder by `model.stellar.requires_grad_(False)`: it then stays in evaluation mode.
 
     Example:
 
@@ -1150,8 +1161,8 @@ class StellarForSemanticSegmentation(StellarPreTrainedModel):
     """
     STELLAR with BatchNorm and a 1x1 convolution on its patch features, as in the paper's segmentation probe.
 
-    `config.segmentation_features` chooses the dense features D of the encoder or the low-rank features Z = L S.
-    Freeze `model.stellar` for a probe.
+    `config.segmentation_features` chooses the dense features D of the encoder or the low-rank features Z = L S. For a
+    probe, freeze the encoder by `model.stellar.requires_grad_(False)`: it then stays in evaluation mode.
 
     Example:
 

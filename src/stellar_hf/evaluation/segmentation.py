@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..features import ImageFeatures
 from ..features.checks import check_integer, check_tensors
 from ..localization_stellar import resolve_grid_size, upsample_maps
-from ..loss_stellar import pixel_cross_entropy
+from ..loss_stellar import dice_loss, pixel_cross_entropy
 from .knn import nearest_neighbours
 from .representations import encode_all_patches
 
@@ -397,27 +397,8 @@ def segmentation_probe_scores(
     return {name: _segmentation_metrics(pixels[name], grid[name]) for name in pixels}
 
 
-def smoothed_dice_loss(logits: Tensor, labels: Tensor, ignore_index: int = _IGNORED, smoothing: float = 1.0) -> Tensor:
-    """Soft Dice loss over all classes, those that do not occur too: `1 - mean((2 |p y| + s) / (|p| + |y| + s))`.
-
-    Args:
-        logits: (M, C).
-        labels: (M,) int64 in [0, C) or `ignore_index`.
-        ignore_index: Label of rows that do not count.
-        smoothing: s; a class that neither occurs nor is predicted has a loss of 0.
-
-    Returns:
-        Scalar float32 in [0, 1].
-    """
-    counted = labels != ignore_index
-    probabilities = logits.float().softmax(dim=1)[counted]
-    truth = F.one_hot(labels[counted], logits.shape[1])
-    overlap = 2 * (probabilities * truth).sum(dim=0) + smoothing
-    return 1 - (overlap / (probabilities.sum(dim=0) + truth.sum(dim=0) + smoothing)).mean()
-
-
 def _segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    return pixel_cross_entropy(logits, labels, ignore_index) + smoothed_dice_loss(logits, labels, ignore_index)
+    return pixel_cross_entropy(logits, labels, ignore_index) + dice_loss(logits, labels, ignore_index)
 
 
 def _kinds(features: ImageFeatures, num_tokens: Sequence[int] | None) -> dict[str, int | None]:
