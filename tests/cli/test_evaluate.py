@@ -5,23 +5,26 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from stellar_hf import StellarForPreTraining, StellarImageProcessorPil
 from stellar_hf.cli.__main__ import main
+from stellar_hf.cli.evaluate import EvaluationArguments, distinct_names, load_subjects, open_results, report
 from stellar_hf.evaluation import (
     ResultFile,
     RunSettings,
     evaluate_models,
     load_embedded_data,
     load_own_images,
-    load_subject,
+    load_preset,
 )
 
 EMBEDDED = ("knn", "linear", "reconstruction", "objects", "disentanglement", "retrieval")
@@ -194,6 +197,33 @@ def test_several_encoders_on_folders_of_images(run, model_folder, vit_folder, ph
     assert "vit has no decoder: it is left out of reconstruction." in caplog.text
 
 
+def test_models_of_one_name_are_told_apart(model_folder, vit_folder, photos, tmp_path):
+    """Neither are they taken for seeds of one model, nor does one's file for the Hub replace the other's."""
+    folders = [str(tmp_path / run / "checkpoint-9") for run in ("run1", "run2")]
+    for folder, model in zip(folders, (model_folder, vit_folder), strict=True):
+        shutil.copytree(model, folder)
+    args = EvaluationArguments(folders, preset="food101", output_dir=str(tmp_path / "out"))
+    data = load_preset("food101", None, str(photos / "train"), str(photos / "test"))
+    accelerator = Accelerator(cpu=True)
+    subjects, results = load_subjects(args, accelerator), open_results(args, accelerator)
+    found = list(evaluate_models(subjects, data, ["knn"], results=results))
+    report(args, [replace(one, protocol={**one.protocol, "dataset_id": "ethz/food101"}) for one in found])
+    text = (tmp_path / "out" / "results.md").read_text()
+    for name in ("run1/checkpoint-9", "run2/checkpoint-9"):
+        assert f"| **{name}** |" in text and f"- **{name}**: " in text
+        assert list((tmp_path / "out" / name / ".eval_results").iterdir())
+
+
+def test_names_of_models_are_as_short_as_tells_them_apart():
+    assert distinct_names(["/data/run/last/", "facebook/dinov2-base"]) == {
+        "/data/run/last/": "last",
+        "facebook/dinov2-base": "dinov2-base",
+    }
+    paths = ["/last", "/run1/last", "/other/run1/last", "/run2/last"]
+    assert list(distinct_names(paths).values()) == ["last", "run1/last", "other/run1/last", "run2/last"]
+    assert list(distinct_names(["run", "./run/"]).values()) == ["run"]
+
+
 def test_presets_prepare_images_as_the_paper_does(run, model_folder, photos, tmp_path):
     run(
         f"--model_name_or_path={model_folder}",
@@ -252,8 +282,9 @@ def test_results_go_into_the_model_card(run, model_folder, photos, tmp_path):
 # Interruptions and processes -----------------------------------------------------------------------------------------
 
 
-def subjects(folder):
-    yield load_subject(str(folder))
+def subjects(folder, accelerator=None):
+    """As the command loads them."""
+    return load_subjects(EvaluationArguments([str(folder)]), accelerator or Accelerator(cpu=True))
 
 
 def test_a_run_that_was_killed_between_tasks_goes_on(model_folder, photos, tmp_path):
@@ -275,7 +306,7 @@ def evaluate_with(accelerator, folder, data, output):
     settings = RunSettings(accelerator=accelerator, batch_size=6, compression_images=2, show_progress=False)
     file = ResultFile(output / f"results-{accelerator.process_index}.json") if accelerator else None
     tasks = [task for task in EMBEDDED if task in data.splits]
-    found = list(evaluate_models(subjects(folder), data, tasks, settings, file, baselines=True))
+    found = list(evaluate_models(subjects(folder, accelerator), data, tasks, settings, file, baselines=True))
     return [(result.model, result.task, result.metrics) for result in found], bool(file and file.read())
 
 

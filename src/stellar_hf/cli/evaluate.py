@@ -14,9 +14,11 @@ data sets on the Hub in its format. A task of a model that is there by an equal 
 a command that was killed goes on when it is repeated. docs/evaluation.md tells what each row of the paper needs.
 """
 
+import itertools
+import os
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -243,9 +245,26 @@ def open_data(args: EvaluationArguments, seed: int = 0) -> EvaluationData:
 
 def load_subjects(args: EvaluationArguments, accelerator: Accelerator) -> Iterator[Subject]:
     """One model after the other, on the accelerator's device."""
-    for name in args.model_name_or_path:
+    for path, name in distinct_names(args.model_name_or_path).items():
         with accelerator.main_process_first():
-            yield load_subject(name, args.dtype, paper_transform=bool(args.preset), device=accelerator.device)
+            subject = load_subject(path, args.dtype, paper_transform=bool(args.preset), device=accelerator.device)
+        yield replace(subject, name=name)
+
+
+def distinct_names(paths: Sequence[str]) -> dict[str, str]:
+    """The name of each model in tables and folders: the end of its path, as short as tells it from the others.
+
+    Args:
+        paths: Folders, or owner/name on the Hub. One that is there twice has one name.
+    """
+    parts = {Path(os.path.abspath(path)).parts[1:]: path for path in paths}
+
+    def distinct_end(own: tuple[str, ...]) -> str:
+        lengths = itertools.count(1)
+        length = next(count for count in lengths if sum(other[-count:] == own[-count:] for other in parts) == 1)
+        return "/".join(own[-length:])
+
+    return {path: distinct_end(own) for own, path in parts.items()}
 
 
 def settings_of(args: EvaluationArguments, seed: int, accelerator: Accelerator) -> RunSettings:
@@ -301,13 +320,13 @@ def report(args: EvaluationArguments, results: list[Result]) -> None:
     replace_text(folder / "results.md", text + "\n")
     plot_results(bar_panels(tables)).savefig(folder / "results.png", dpi=200, bbox_inches="tight")
     print(f"\n{text}\n\n{folder / RESULTS_NAME}, results.md, results.png")
-    for name in args.model_name_or_path:
-        own = [result for result in results if result.source == name]
-        for path in write_eval_results(folder / Path(name).name, own):
-            print(f"For the Hub: {path}")
+    for path, name in distinct_names(args.model_name_or_path).items():
+        own = [result for result in results if result.model == name]
+        for file in write_eval_results(folder / name, own):
+            print(f"For the Hub: {file}")
         if args.update_model_card:
-            update_model_card(name, own, METRICS)
-            print(f"Model card: {Path(name, 'README.md')}")
+            update_model_card(path, own, METRICS)
+            print(f"Model card: {Path(path, 'README.md')}")
 
 
 if __name__ == "__main__":
