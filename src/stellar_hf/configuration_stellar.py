@@ -112,7 +112,8 @@ class StellarConfig(BackboneConfigMixin, PreTrainedConfig):
         num_projection_layers (`int`, defaults to 2): Linear layers of the clustering heads' MLPs.
         standardize_projections (`bool`, defaults to `False`): Whether projections are standardized over the batch (of
             all processes) before their L2 normalization. Not in the paper: it keeps small models that start from
-            random weights from collapsing to a uniform assignment.
+            random weights from collapsing to a uniform assignment. A batch of one image has no other CLS to be
+            standardized with, so that the CLS learns nothing of it: [`StellarTrainer`] refuses such batches.
         target_temperature (`float`, defaults to 0.06): Temperature of the Sinkhorn targets.
         prediction_temperature (`float`, defaults to 0.12): Temperature of the predictions.
         sinkhorn_iterations (`int`, defaults to 3): Sinkhorn-Knopp iterations.

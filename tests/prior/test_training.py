@@ -223,6 +223,13 @@ def test_interrupted_training_saves_a_checkpoint(make_trainer, tmp_path):
     assert state["global_step"] == 2
 
 
+def test_one_process_on_several_gpus_is_refused(make_trainer):
+    args = make_trainer().args
+    args._n_gpu = 2  # as the Trainer itself sets it
+    with pytest.raises(ValueError, match="sees 2 GPUs, but trains on one"):
+        StellarTokenPriorTrainer(make_prior(), args, train_dataset=DATA)
+
+
 def test_impossible_dropout_is_named():
     with pytest.raises(ValueError, match="class_dropout is 1.5"):
         TokenPriorForTraining(make_prior(), class_dropout=1.5)

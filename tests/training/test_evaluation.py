@@ -261,6 +261,21 @@ def test_figures_are_saved_and_sent_to_tensorboard(make_trainer, tmp_path, monke
     assert len(events.Scalars("eval/knn_accuracy")) == 2
 
 
+def test_an_evaluation_goes_on_without_its_figure(make_trainer, tmp_path, caplog):
+    """Of whose images none can be read, or for which there is no place on the disk."""
+    broken = {"image": {"path": str(tmp_path / "gone.png"), "bytes": None}}
+    rows = [broken] * 17
+    (whole,) = set(range(17)) - set(sample_rows(rows, 16))
+    rows[whole] = {"image": np.asarray(colored_images(1, 1)[0]["image"])}
+    assert make_trainer(eval_dataset=rows, figures=True).evaluate()["eval_psnr"] > 0
+    assert "no figure of step 0, and the training goes on: None of the 16 images can be read" in caplog.text
+
+    (tmp_path / "run" / "figures").mkdir(parents=True)
+    (tmp_path / "run" / "figures" / "step-0000000.png").symlink_to("/dev/full")
+    assert make_trainer(figures=True).evaluate()["eval_psnr"] > 0
+    assert "goes on: [Errno 28]" in caplog.text
+
+
 def test_figures_are_sent_to_weights_and_biases(make_trainer, tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

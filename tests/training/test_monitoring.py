@@ -48,15 +48,24 @@ def test_speed_and_memory_are_logged(make_trainer, at_event, monkeypatch):
 
         return pass_time
 
-    # 2 batches of 2 images in a step of 4 seconds; the evaluation's 100 seconds do not count.
-    callback = at_event(on_step_begin=pass_seconds(4), on_prediction_step=pass_seconds(100))
+    class SlowImages(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, row):
+            clock[0] += 100
+            return {"image": np.zeros((32, 32, 3), dtype=np.uint8), "label": row}
+
+    # 2 batches of 2 images in a step of 4 seconds; what evaluations read, measure and draw does not count.
     trainer = make_trainer(
-        callbacks=[callback],
+        callbacks=[at_event(on_step_begin=pass_seconds(4))],
+        train_dataset=[{"image": np.full((32, 32, 3), row, dtype=np.uint8), "label": row % 2} for row in range(8)],
         gradient_accumulation_steps=2,
         max_steps=2,
-        eval_dataset=[{"image": np.zeros((32, 32, 3), dtype=np.uint8)}],
+        eval_dataset=SlowImages(),
         eval_strategy="steps",
         eval_steps=1,
+        figures=True,
     )
     trainer.train()
     logs = training_logs(trainer)

@@ -99,9 +99,12 @@ def test_each_log_covers_its_own_steps(make_trainer):
 
 
 def test_progress_is_a_table(make_trainer, capsys):
-    make_trainer(disable_tqdm=False, eval_dataset=IMAGES[:2], eval_strategy="steps", eval_steps=3).train()
+    trainer = make_trainer(disable_tqdm=False, eval_dataset=IMAGES[:2], eval_strategy="steps", eval_steps=3)
+    trainer.add_callback(Recorder(on_train_begin=lambda **_: trainer.log({"note": "not a number", "share": 0.5})))
+    trainer.train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
-    title, *rows, evaluation, summary = lines
+    own, title, *rows, evaluation, summary = lines
+    assert own.split() == ["0", "note", "not", "a", "number", "share", "0.5"]
     assert title.split()[:3] == ["step", "loss", "reconstr"]
     assert [int(row.split()[0]) for row in rows] == [1, 2, 3]
     assert all(len(row) == len(title) <= 100 and all(map(math.isfinite, map(float, row.split()))) for row in rows)
@@ -621,6 +624,13 @@ def test_wrong_classes_are_refused(tiny_config, make_trainer, tmp_path):
         StellarTrainer(StellarForPreTraining(tiny_config()), TrainingArguments(output_dir=str(tmp_path)))
 
 
+def test_one_process_on_several_gpus_is_refused(make_trainer):
+    trainer = make_trainer()
+    trainer.args._n_gpu = 2  # as the Trainer itself sets it
+    with pytest.raises(ValueError, match="sees 2 GPUs.*accelerate launch --num_processes 2.*CUDA_VISIBLE_DEVICES=0"):
+        StellarTrainer(trainer.model, trainer.args, train_dataset=IMAGES)
+
+
 def test_a_teacher_too_coarse_to_move_is_refused(make_trainer):
     trainer = make_trainer({"use_teacher": True})
     trainer.model.to(torch.bfloat16)
@@ -654,6 +664,7 @@ def test_a_teacher_too_coarse_to_move_is_refused(make_trainer):
         ({}, {"local_scale": [0.5, 0.1]}, r"local_scale is \(0\.5, 0\.1\)"),
         ({}, {"num_global_views": 0}, "num_global_views is 0"),
         ({"reconstruction_target": "codes"}, {}, "data_collator"),
+        ({"standardize_projections": True}, {"per_device_train_batch_size": 1}, "needs two images or more"),
     ],
 )
 def test_impossible_settings_are_refused_before_training(make_trainer, config, settings, message):

@@ -130,7 +130,8 @@ class StellarTokenPriorTrainer(ResultsTrainer, CheckpointTrainer):
             with classes, `class_labels`.
 
     Raises:
-        ValueError: If `class_dropout` is not in [0, 1]. In training, if the loss is not finite.
+        ValueError: If `class_dropout` is not in [0, 1], or one process is to train on several GPUs. In training, if
+            the loss is not finite.
     """
 
     def __init__(self, prior: StellarTokenPrior, args: TrainingArguments, class_dropout: float = 0.1, **kwargs):

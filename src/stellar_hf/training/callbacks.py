@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,16 @@ class PushCodeCallback(TrainerCallback):
 
 
 # Ends of the names of what an evaluation logs, and a table has no room for.
-NOT_SHOWN = ("epoch", "runtime", "per_second")
+_NOT_SHOWN = ("epoch", "runtime", "per_second")
+
+
+def shown_values(logs: Mapping[str, Any]) -> dict[str, str]:
+    """What a table shows of a log, as text: numbers in four digits, and whatever else a person logs as it is."""
+    return {
+        name: f"{value:.4g}" if isinstance(value, int | float) else str(value)
+        for name, value in logs.items()
+        if not name.endswith(_NOT_SHOWN)
+    }
 
 
 class LossTableCallback(ProgressCallback):
@@ -191,7 +200,7 @@ class LossTableCallback(ProgressCallback):
             speed = f"{logs['train_runtime']:.0f} s, {logs['train_samples_per_second']:.0f} images a second"
             self.training_bar.write(f"\n{state.global_step} of {state.max_steps} steps done ({speed})")
         else:
-            values = [f"{name} {value:.4g}" for name, value in logs.items() if not name.endswith(NOT_SHOWN)]
+            values = [f"{name} {value}" for name, value in shown_values(logs).items()]
             self.training_bar.write(f"{state.global_step:>6}  {'  '.join(values)}")
 
     @staticmethod

@@ -82,12 +82,21 @@ class CheckpointTrainer(Trainer):
     `Trainer` whose checkpoints are written aside and renamed when they are complete, so that a run that is killed at
     any moment, or whose disk is full, leaves the last good one as it was; which checks what it goes on from; and whose
     training ends with a checkpoint on Ctrl-C or SIGTERM.
+
+    Raises:
+        ValueError: If one process is to train on several GPUs, which needs a process for each.
     """
 
     _staging: Path | None = None
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {self.args.n_gpu} GPUs, but trains on one: the Trainer would split each batch "
+                "among copies of the model, each with an objective of its own. Start a process for each GPU "
+                f"(accelerate launch --num_processes {self.args.n_gpu} …), or name one (CUDA_VISIBLE_DEVICES=0)."
+            )
         self.log_means = LogMeans()
         self._lock = files.FolderLock(self._output_dir)
         self._interrupt = GracefulInterruptCallback()

@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.utils import logging
 
@@ -219,7 +219,8 @@ class KnnAtStartCallback(TrainerCallback):
 class FigureCallback(TrainerCallback):
     """
     Draws images, their reconstructions and token maps at every evaluation: into `figures/` of the output folder, and
-    to TensorBoard and Weights & Biases where the training reports to them. Needs matplotlib and the pixel head.
+    to TensorBoard and Weights & Biases where the training reports to them. Where none of the images can be read, or
+    the figure cannot be written, a warning says so. Needs matplotlib and the pixel head.
 
     Args:
         dataset: Map-style; some of its images are drawn, as [`sample_rows`] picks them.
@@ -237,16 +238,22 @@ class FigureCallback(TrainerCallback):
         return model.config.reconstruction_target == "pixels" and importlib.util.find_spec("matplotlib") is not None
 
     def on_evaluate(self, args, state, control, model=None, **kwargs):
-        figure = self._draw(model)
-        if not state.is_world_process_zero:
-            return
-        path = Path(args.output_dir, "figures", f"step-{state.global_step:07d}.png")
+        try:
+            figure = self._draw(model)
+            if state.is_world_process_zero:
+                self._save(figure, args, state)
+        except (ValueError, OSError) as error:  # no image can be read, or the disk is full
+            if state.is_world_process_zero:
+                logger.warning(f"There is no figure of step {state.global_step}, and the training goes on: {error}")
+
+    def _save(self, figure: Any, args: TrainingArguments, state: TrainerState) -> None:
+        path = Path(str(args.output_dir), "figures", f"step-{state.global_step:07d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         for callback in self.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 callback.tb_writer.add_figure("eval/reconstructions", figure, state.global_step)
-        if "wandb" in args.report_to:
+        if "wandb" in args.report_to:  # type: ignore[operator]  # a list by now
             import wandb
 
             wandb.log({"eval/reconstructions": wandb.Image(str(path)), "train/global_step": state.global_step})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers.utils.notebook import NotebookProgressCallback, NotebookTrainingTracker
 
-from .callbacks import NOT_SHOWN
+from .callbacks import shown_values
 
 
 class NotebookLossTableCallback(NotebookProgressCallback):
@@ -33,11 +33,9 @@ class NotebookLossTableCallback(NotebookProgressCallback):
         if self.training_tracker is None:
             super().on_evaluate(args, state, control, metrics=metrics, **kwargs)
             return
-        shown = {name: value for name, value in (metrics or {}).items() if not name.endswith(NOT_SHOWN)}
-        values = {name: f"{value:.4g}" for name, value in shown.items()}
         self.training_tracker.remove_child()
         self.prediction_bar = None
-        self._write_line(self.training_tracker, state.global_step, values)
+        self._write_line(self.training_tracker, state.global_step, shown_values(metrics or {}))
 
     @staticmethod
     def _write_line(tracker: NotebookTrainingTracker, step: int, values: dict[str, str]) -> None:

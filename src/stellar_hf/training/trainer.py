@@ -80,8 +80,9 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
 
     Raises:
         ValueError: If the model or the arguments are of another class, the teacher has other adapters than the
-            student, the data set lacks the image column or has no rows, the views are impossible, or a model that
-            reconstructs codes has neither a tokenizer nor a data collator.
+            student, the data set lacks the image column or has no rows, the views are impossible, a model that
+            reconstructs codes has neither a tokenizer nor a data collator, one with `standardize_projections` gets a
+            single image in a forward, or one process is to train on several GPUs.
     """
 
     # More than the base class knows, as __init__ checks.
@@ -99,25 +100,22 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         vq_model: "MaskGitVQModel | None" = None,
         **kwargs,
     ):
+        _check_model_and_args(model, args)
         base_model = _without_adapters(model)
-        if not isinstance(base_model, StellarForPreTraining):
-            raise ValueError(f"StellarTrainer trains a StellarForPreTraining, not a {type(model).__name__}.")
-        if not isinstance(args, StellarTrainingArguments):
-            raise ValueError(f"StellarTrainer takes StellarTrainingArguments, not {type(args).__name__}.")
-        if args.freeze_encoder:
-            _freeze_encoder(base_model)
         for dataset in (train_dataset, eval_dataset):
             check_not_empty(dataset)
+            if data_collator is None:
+                check_column(dataset, args.image_column)
+        if data_collator is None and base_model.config.reconstruction_target == "codes" and vq_model is None:
+            raise ValueError(
+                "The model reconstructs the codes of a tokenizer: pass vq_model, or a data_collator of your own that "
+                'gives code_labels, or train a model with reconstruction_target="pixels".'
+            )
+        _freeze(base_model, args)
+
         train_dataset = undecoded(train_dataset, args.image_column)
         self._described_dataset = train_dataset  # with its labels, which training has no use for
         if data_collator is None:
-            if base_model.config.reconstruction_target == "codes" and vq_model is None:
-                raise ValueError(
-                    "The model reconstructs the codes of a tokenizer: pass vq_model, or a data_collator of your own "
-                    'that gives code_labels, or train a model with reconstruction_target="pixels".'
-                )
-            for dataset in (train_dataset, eval_dataset):
-                check_column(dataset, args.image_column)
             data_collator = args.collator(args.views(base_model.config))
             train_dataset = images_alone(train_dataset, args.image_column)
         super().__init__(
@@ -129,21 +127,13 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             callbacks=callbacks,
             **kwargs,
         )
+
         self._vq_model = vq_model
         if vq_model is not None:
             vq_model.to(args.device).eval().requires_grad_(False)  # type: ignore[arg-type]
         self._unreadable = UnreadableImages(args.max_unreadable_share)
         self._mean_loss = MeanOfReadable()
         self._frozen: list[nn.Module] = []
-        self.add_callback(PushCodeCallback())
-        self._throughput = ThroughputCallback()
-        self._loss_guard = NonFiniteLossGuard()
-        for callback in (self._throughput, self._loss_guard, CollapseCallback(), ScheduleCallback()):
-            self.add_callback(callback)
-        if base_model.teacher is not None:
-            base_model.teacher_and_student_weights()  # refuses adapters that the teacher cannot follow
-            base_model.teacher.requires_grad_(False)  # adapters came with gradients, and DDP looks before train()
-            self.add_callback(TeacherCallback())
         self._evaluation = ImageEvaluation(
             self.accelerator,
             processor=self.processing_class or default_processor(base_model, args.background),
@@ -153,17 +143,37 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
             num_workers=args.dataloader_num_workers,
             num_neighbours=args.num_knn_images,
         )
-        shown: Any = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else self.eval_dataset
-        if has_column(shown, args.image_column):
-            if FigureCallback.is_possible(base_model):
-                self.add_callback(FigureCallback(shown, self._evaluation, self.callback_handler.callbacks))
-            if (labelled := self._labelled_images()) is not None:
-                measured: Any = {"eval": self.eval_dataset}
-                if isinstance(self.eval_dataset, dict):
-                    measured = {f"eval_{name}": part for name, part in self.eval_dataset.items()}
-                measured = {name: part for name, part in measured.items() if has_column(part, args.image_column)}
-                self.add_callback(KnnAtStartCallback(self._evaluation, measured, labelled))
+        self._throughput = ThroughputCallback()
+        self._loss_guard = NonFiniteLossGuard()
+        self._add_callbacks(base_model, eval_dataset)
+
+    def _add_callbacks(self, model: StellarForPreTraining, eval_dataset: Any) -> None:
+        """
+        Adds what happens around the steps and the evaluations; an event calls it in this order, after the Trainer's
+        own callbacks and the user's.
+        """
+        for callback in (PushCodeCallback(), self._loss_guard, CollapseCallback(), ScheduleCallback()):
+            self.add_callback(callback)
+        if model.teacher is not None:
+            self.add_callback(TeacherCallback())
+        self._add_evaluations(model, eval_dataset)
+        # After those that measure and draw: its clock starts again when they are done.
+        self.add_callback(self._throughput)
         show_loss_table(self, OBJECTIVE_COLUMNS)
+
+    def _add_evaluations(self, model: StellarForPreTraining, eval_dataset: Any) -> None:
+        """Adds what evaluations draw of whole images, and what is measured before the first step."""
+        shown: Any = next(iter(eval_dataset.values())) if isinstance(eval_dataset, dict) else self.eval_dataset
+        if not has_column(shown, self.args.image_column):
+            return
+        if FigureCallback.is_possible(model):
+            self.add_callback(FigureCallback(shown, self._evaluation, self.callback_handler.callbacks))
+        if (labelled := self._labelled_images()) is not None:
+            measured: Any = {"eval": self.eval_dataset}
+            if isinstance(self.eval_dataset, dict):
+                measured = {f"eval_{name}": part for name, part in self.eval_dataset.items()}
+            measured = {name: part for name, part in measured.items() if has_column(part, self.args.image_column)}
+            self.add_callback(KnnAtStartCallback(self._evaluation, measured, labelled))
 
     @property
     def _base_model(self) -> StellarForPreTraining:
@@ -413,12 +423,31 @@ def _without_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _freeze_encoder(model: StellarForPreTraining) -> None:
-    """Leaves decoder, heads and token refinement to train; the rest is in evaluation mode, as where it is used."""
-    encoder = model.train().stellar
-    encoder.eval().requires_grad_(False)
-    if encoder.token_refinement is not None:
-        encoder.token_refinement.requires_grad_(True)
+def _check_model_and_args(model: Any, args: Any) -> None:
+    base_model = _without_adapters(model)
+    if not isinstance(base_model, StellarForPreTraining):
+        raise ValueError(f"StellarTrainer trains a StellarForPreTraining, not a {type(model).__name__}.")
+    if not isinstance(args, StellarTrainingArguments):
+        raise ValueError(f"StellarTrainer takes StellarTrainingArguments, not {type(args).__name__}.")
+    if base_model.teacher is not None:
+        base_model.teacher_and_student_weights()  # refuses adapters that the teacher cannot follow
+    if base_model.config.standardize_projections and args.train_batch_size * args.world_size == 1:
+        raise ValueError(
+            "per_device_train_batch_size is 1, but standardize_projections needs two images or more in a forward: one "
+            "CLS less its own mean is 0, and learns nothing. Take a larger batch; accumulated gradients do not count."
+        )
+
+
+def _freeze(model: StellarForPreTraining, args: StellarTrainingArguments) -> None:
+    """Takes the gradients of what is not trained: the teacher and, with `freeze_encoder`, the encoder."""
+    if args.freeze_encoder:
+        # Decoder, heads and token refinement train; the rest is in evaluation mode, as where it is used.
+        encoder = model.train().stellar
+        encoder.eval().requires_grad_(False)
+        if encoder.token_refinement is not None:
+            encoder.token_refinement.requires_grad_(True)
+    if model.teacher is not None:
+        model.teacher.requires_grad_(False)  # adapters came with gradients, and DDP looks before train()
 
 
 def _is_frozen_in_evaluation_mode(module: nn.Module) -> bool:
