@@ -2,6 +2,8 @@
 # Licensed under the Apache License, Version 2.0.
 """Features on disk in Python: written from any images, read back as rows and as a training's data."""
 
+import copy
+
 import datasets
 import numpy as np
 import pytest
@@ -81,6 +83,38 @@ def test_a_folder_of_an_earlier_version_loads_and_is_not_gone_on_with(model, ima
         ValueError, match="00000-of-00002.parquet was made with other settings .columns = .'index', 'tok"
     ):
         save_features(model, files, CROPS, tmp_path, shard_size=1, show_progress=False)
+
+
+def test_a_run_that_goes_on_has_the_same_weights_processor_images_and_labels(model, images, tmp_path):
+    rows = [{"image": image, "label": i, "kind": 0, "of_no_use": object()} for i, image in enumerate(images)]
+    same = {"model": model, "dataset": rows, "processor": CROPS, "label_column": "label"}
+
+    def save(**changes):
+        return save_features(**{**same, **changes}, folder=tmp_path, shard_size=2, show_progress=False)
+
+    shards = save()
+    shards.files[1].unlink()
+    trained = copy.deepcopy(model)
+    next(trained.parameters()).data += 0.1
+    for change, said in (
+        ({"model": trained}, "weights = '[0-9a-f]{16}'"),
+        ({"processor": StellarImageProcessorPil(background=[0, 0, 0])}, "processor = "),
+        ({"dataset": [{**row, "image": images[0]} for row in rows]}, "images = '[0-9a-f]{16}'"),
+        ({"dataset": [{**row, "label": 0} for row in rows]}, "images = '[0-9a-f]{16}'"),
+        ({"label_column": "kind"}, "label_column = 'label'"),
+    ):
+        with pytest.raises(ValueError, match=f"made with other settings .{said}"):
+            save(**change)
+    save(dataset=[{**row, "of_no_use": object()} for row in rows])
+    assert load_features(tmp_path)["label"][:] == list(range(5))
+
+
+def test_an_extraction_that_is_not_finished_is_not_loaded(model, images, tmp_path):
+    shards = save_features(model, images, CROPS, tmp_path, shard_size=2, show_progress=False)
+    shards.files[1].unlink()
+    for load in (load_features, ExtractedTokens):
+        with pytest.raises(ValueError, match="There are 2 of 3 shards in .*: repeat the command stellar-hf extract"):
+            load(tmp_path)
 
 
 def test_impossible_arguments_are_refused_in_a_sentence(model, images, tmp_path):

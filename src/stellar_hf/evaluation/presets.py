@@ -13,8 +13,9 @@ import numpy as np
 
 from ..data import PHOTOGRAPH_NAMES, load_images, load_tabletop_scenes
 from ..data.ray_tracing import SHAPE_NAMES
+from ..features.fingerprints import data_fingerprint
 from ..image_processing_pil_stellar import StellarImageProcessorPil
-from .protocol import data_fingerprint, hub_revision
+from .protocol import hub_revision
 
 if TYPE_CHECKING:
     import datasets

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -16,18 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from filelock import FileLock
-from PIL import Image
-from torch import nn
 
-from ..data import undecoded
 from ..hub_stellar import replace_text
 
 # Packages whose code takes part in a number.
 _PACKAGES = ("torch", "transformers", "datasets", "numpy", "pillow", "scikit-learn", "scipy", "torchmetrics")
-_NUM_FINGERPRINT_ROWS = 256
 _FORMAT = 1
 
 
@@ -135,56 +128,6 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def weights_fingerprint(module: nn.Module) -> str:
-    """The first 16 digits of [`weights_sha256`]."""
-    return weights_sha256(module)[:16]
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """The SHA-256, 64 hexadecimal digits, over the names, types, shapes and values of all weights and buffers that are
-    saved; the same on any device."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        tensor = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
-
-
-def data_fingerprint(dataset: Any, image_column: str = "image") -> str:
-    """The first 16 digits of a SHA-256 over the length, the columns, and the contents of 256 rows at equal distances:
-    files of images as they are, wherever they lie.
-
-    Args:
-        dataset: `datasets.Dataset`.
-        image_column: Column of the images.
-    """
-    rows = undecoded(dataset, image_column)
-    digest = hashlib.sha256(f"{len(rows)} {sorted(map(str, rows.column_names))}\n".encode())
-    count = min(len(rows), _NUM_FINGERPRINT_ROWS)
-    for number in range(count):
-        row = rows[number * len(rows) // count]
-        for name in sorted(row):
-            digest.update(name.encode() + b"\0")
-            _digest_value(digest, row[name])
-    return digest.hexdigest()[:16]
-
-
-def _digest_value(digest: Any, value: Any) -> None:
-    if isinstance(value, Mapping) and value.keys() == {"bytes", "path"}:
-        content = value["bytes"]
-        if content is None:
-            file = Path(value["path"])
-            content = file.read_bytes() if file.is_file() else b""
-        digest.update(content)
-    elif isinstance(value, Image.Image):
-        digest.update(f"{value.mode} {value.size}".encode() + value.tobytes())
-    elif isinstance(value, np.ndarray):
-        digest.update(f"{value.dtype} {value.shape}".encode() + value.tobytes())
-    else:
-        digest.update(repr(value).encode())
-
-
 def hub_revision(dataset: Any) -> str | None:
     """The commit of the Hub's data set that a `datasets.Dataset` was loaded from; None if it was not, or it is not
     known."""
@@ -193,22 +136,3 @@ def hub_revision(dataset: Any) -> str | None:
         if match := re.match(r"hf://datasets/[^@]+@([0-9a-f]{40})/", str(source)):
             return match[1]
     return None
-
-
-def processor_protocol(processor: Any) -> dict[str, Any]:
-    """How an image processor prepares images: sizes in pixels, resampling by the name of Pillow's filter, mean and
-    standard deviation."""
-    resize = getattr(processor, "size", None) if getattr(processor, "do_resize", False) else None
-    crop = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else None
-    resample = getattr(processor, "resample", None)
-    return {
-        "resize": _size(resize),
-        "crop": _size(crop),
-        "resampling": None if resize is None or resample is None else Image.Resampling(int(resample)).name.lower(),
-        "mean": list(getattr(processor, "image_mean", None) or []),
-        "std": list(getattr(processor, "image_std", None) or []),
-    }
-
-
-def _size(size: Any) -> dict[str, int] | None:
-    return None if size is None else {name: value for name, value in dict(size).items() if value is not None}

@@ -16,8 +16,8 @@ from ..configuration_stellar import StellarConfig
 from ..features import ImageFeatures, encode_images
 from ..features.checks import check_integer, check_tensors
 from ..features.encoding import encode_batches
+from ..features.fingerprints import weights_sha256
 from ..modeling_stellar import StellarForImageReconstruction
-from .protocol import weights_sha256
 from .segmentation import low_rank_features, patch_features
 
 if TYPE_CHECKING:

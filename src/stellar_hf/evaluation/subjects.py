@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModel
 
 from ..configuration_stellar import StellarConfig
 from ..features import encode_images, load_processor
+from ..features.fingerprints import processor_protocol, weights_fingerprint
 from ..modeling_stellar import StellarForImageReconstruction
 from .presets import Splits, with_paper_transform
-from .protocol import processor_protocol, weights_fingerprint
 from .reconstruction import ReconstructionMetrics
 from .tables import Metric
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..configuration_stellar import StellarConfig
 from ..features import ImageFeatures, encode_images, model_features
+from ..features.fingerprints import processor_protocol, weights_fingerprint
 from ..modeling_stellar import StellarForImageReconstruction
 from .baselines import BASELINES, KMeansSegments, TrainingFreeEncoder
 from .classification import class_names, match_classes
@@ -25,7 +26,6 @@ from .knn import knn_accuracy
 from .linear import linear_probe_accuracy, train_linear_probes
 from .objects import object_features, object_scores, segmentations
 from .presets import Splits
-from .protocol import processor_protocol, weights_fingerprint
 from .reconstruction import (
     ReconstructionMetrics,
     ReconstructionProbe,

@@ -319,7 +319,7 @@ class _ProcessedBatches(Dataset):
         images: dict[int, Tensor] = {}
         unreadable: dict[int, str] = {}
         paths, columns = {}, {}
-        background = getattr(self.processor, "background", None) or WHITE
+        background = background_of(self.processor)
         for row, item in zip(rows, self._read(rows), strict=True):
             image = image_of(item, self.image_column)
             paths[row] = path_of(image)
@@ -395,6 +395,11 @@ def image_of(item: Any, image_column: str) -> Any:
     if image_column not in item:
         raise ValueError(f"The data set has no column {image_column!r}, only {list(item)}: name it with image_column.")
     return item[image_column]
+
+
+def background_of(processor: Any) -> Sequence[int]:
+    """Red, green and blue on which a processor's transparent images are composited, integers in [0, 255]."""
+    return getattr(processor, "background", None) or WHITE
 
 
 def path_of(image: Any) -> str | None:

@@ -79,7 +79,7 @@ def index_features(folder: str | os.PathLike, show_progress: bool = True) -> fai
 
     Raises:
         ImportError: If FAISS is not installed.
-        ValueError: If there are no features.
+        ValueError: If there are no features, or not yet all of them.
     """
     faiss = import_faiss()
     rows = load_features(folder, columns=["tokens"], streaming=True).with_format("numpy")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from ..data import UnreadableImages
 from ..hub_stellar import written_aside
 from .checks import check_integer
 from .encoding import ImageFeatures, batches_of, encode_batches, image_of, image_rows, model_features, path_of
+from .fingerprints import data_fingerprint, processor_protocol, weights_fingerprint
 
 if TYPE_CHECKING:
     import datasets
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SETTINGS_KEY = b"stellar_hf"
+_NUM_SHARDS = re.compile(r"-of-(\d+)\.parquet$")
 
 
 @dataclass
@@ -85,7 +88,8 @@ def save_features(
         top_k: Entries of each row of L to keep; all by default.
         shard_size: Images of a shard: what a killed process loses at most.
         settings: Names with values that JSON knows, which all shards of a folder must have in common, such as the
-            model's name; kept in each shard.
+            model's name; kept in each shard, beside the hashes of weights and images, the processor's settings, and
+            what else the features depend on.
         image_column: Column of the images.
         label_column: Column that is kept as `label`, where there is one.
         batch_size: Images of a forward pass, at most.
@@ -119,6 +123,10 @@ def save_features(
         "shard_size": shard_size,
         "num_images": len(dataset),
         "columns": list(columns),
+        "label_column": label_column if "label" in columns else None,
+        "weights": weights_fingerprint(model),
+        "processor": processor_protocol(processor),
+        "images": data_fingerprint(dataset, image_column, [label_column]),
     }
     own = _own_shards(shards, all_settings, accelerator)
     stream = encode_batches(
@@ -154,7 +162,7 @@ def load_features(folder: str | os.PathLike, **kwargs: Any) -> datasets.Dataset:
         The rows, in the order of the images.
 
     Raises:
-        ValueError: If there are no features.
+        ValueError: If there are no features, or not yet all of them.
     """
     import datasets
 
@@ -162,6 +170,12 @@ def load_features(folder: str | os.PathLike, **kwargs: Any) -> datasets.Dataset:
     files = sorted(str(file) for file in shards.glob("*.parquet"))
     if not files:
         raise ValueError(f"There are no features in {folder}: write them with stellar-hf extract.")
+    named = _NUM_SHARDS.search(files[0])
+    if named and int(named[1]) != len(files):
+        raise ValueError(
+            f"There are {len(files)} of {int(named[1])} shards in {shards}: repeat the command stellar-hf extract, "
+            "which makes the others."
+        )
     return datasets.load_dataset("parquet", data_files=files, split="train", **kwargs)
 
 

@@ -26,8 +26,8 @@ class ExtractedTokens(Dataset):
         folder: What [`save_features`] has written: its folder, or the `features` in it.
 
     Raises:
-        ValueError: If there are no such features, images have grids of different sizes, or labels are not integers of
-            at least 0.
+        ValueError: If there are no such features or not yet all of them, images have grids of different sizes, or
+            labels are not integers of at least 0.
     """
 
     def __init__(self, folder: str | Path):
