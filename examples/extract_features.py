@@ -3,7 +3,7 @@
 """
 Writes tokens S, localization L and labels of any image set to Parquet shards. As a command: stellar-hf extract.
 
-    python examples/extract_features.py                         # demo model, embedded photographs
+    python examples/extract_features.py                         # demo model, tabletop scenes
     accelerate launch examples/extract_features.py --model_name_or_path stellar-base-16 \
         --image_dir photos --output_dir features --dataloader_num_workers 8 --dtype bfloat16 --top_k 4
     python examples/extract_features.py --faiss_index           # also an index over all tokens, and a query of it

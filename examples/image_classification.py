@@ -30,6 +30,7 @@ import stellar_hf
 from stellar_hf.data import load_photo_mosaics
 from stellar_hf.evaluation import Accuracy
 from stellar_hf.features import load_processor
+from stellar_hf.image_processing_pil_stellar import to_rgb
 
 
 @dataclass
@@ -88,9 +89,8 @@ def run(args: Arguments, training_args: TrainingArguments) -> None:
         model.stellar.requires_grad_(False)
 
     def to_inputs(batch: dict) -> dict:
-        images = [image.convert("RGB") for image in batch[args.image_column]]
         return {
-            "pixel_values": processor(images, return_tensors="pt")["pixel_values"],
+            "pixel_values": processor(batch[args.image_column], return_tensors="pt")["pixel_values"],
             "labels": torch.tensor(batch[args.label_column]),
         }
 
@@ -148,7 +148,7 @@ def show_predictions(folder: str, processor, images: datasets.Dataset, args: Arg
     names = images.features[args.label_column].names
     for index in np.linspace(0, len(images) - 1, min(count, len(images))).astype(int):
         row = images[int(index)]
-        best = classify(row[args.image_column].convert("RGB"), top_k=1)[0]
+        best = classify(to_rgb(row[args.image_column]), top_k=1)[0]
         mark = "✓" if best["label"] == names[row[args.label_column]] else "✗"
         print(f"  {mark} {names[row[args.label_column]]:<20} → {best['label']:<20} {100 * best['score']:3.0f} %")
     print(f"\nModel and image processor: {folder}")

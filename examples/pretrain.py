@@ -3,7 +3,7 @@
 """
 Pre-trains STELLAR: the Python API, with the arguments of the command stellar-hf pretrain.
 
-    python examples/pretrain.py                                 # embedded photographs, minutes on a CPU
+    python examples/pretrain.py                                 # tabletop scenes, minutes on a CPU
     python examples/pretrain.py --train_dir photos --output_dir out
     accelerate launch --num_processes 8 examples/pretrain.py examples/recipes/imagenet_base_16.yaml
 

@@ -3,7 +3,7 @@
 """
 Images to a few sparse tokens and back, with a pipeline of Diffusers. As a command: stellar-hf reconstruct.
 
-    python examples/reconstruct.py                              # demo model, scikit-learn's two photographs
+    python examples/reconstruct.py                              # demo model, a tabletop scene and a photograph
     python examples/reconstruct.py --images cat.jpg dog.png --grid_size 16 24
     python examples/reconstruct.py --pipeline_name_or_path stellar-base-16-pipeline --images cat.jpg
 """

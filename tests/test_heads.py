@@ -196,6 +196,15 @@ def test_decoding_follows_the_map_not_the_order_of_tokens(build):
     torch.testing.assert_close(decoded, output.reconstruction)
 
 
+def test_decoding_takes_tokens_of_another_precision(build):
+    """Tokens that were saved, or edited in float32."""
+    model = build(StellarForImageReconstruction)
+    output = model(PIXELS)
+    decoded = model.to(torch.bfloat16).decode(output.sparse_tokens, output.localization)
+    assert decoded.dtype == torch.bfloat16
+    torch.testing.assert_close(decoded.float(), output.reconstruction, rtol=0, atol=0.05)
+
+
 def test_backbone_gives_the_feature_maps_of_the_chosen_layers(build):
     model = build(StellarBackbone, out_features=["stem", "stage2"])
     output = model(ODD_PIXELS, output_hidden_states=True)

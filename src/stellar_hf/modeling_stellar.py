@@ -1274,12 +1274,13 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
         Decodes tokens and where they are; neither needs to come from an image.
 
         Args:
-            sparse_tokens: S, (B, r, d); any number r of tokens.
+            sparse_tokens: S, (B, r, d) floating point; any number r of tokens.
             localization: L, (B, N, r), non-negative, rows sum to 1; patches are row-major over the grid.
             grid_size: Patches (h, w) with h * w = N, or those of a model's output, (B, 2); a square by default.
 
         Returns:
-            RGB in [0, 1] up to regression error, (B, 3, h * patch, w * patch), or code logits (B, N, codebook_size).
+            RGB in [0, 1] up to regression error, (B, 3, h * patch, w * patch), or code logits (B, N, codebook_size),
+            in the dtype of the model, to which S and L are converted.
 
         Raises:
             ValueError: If the shapes do not fit.
@@ -1294,6 +1295,7 @@ class StellarForImageReconstruction(StellarPreTrainedModel):
                 f"{tuple(localization.shape)}, but (batch, tokens, {self.config.hidden_size}) and (batch, patches, "
                 "tokens) are expected."
             )
+        sparse_tokens, localization = sparse_tokens.to(self.dtype), localization.to(self.dtype)
         return self.decoder(sparse_tokens, localization, resolve_grid_size(localization.shape[1], grid_size))
 
     @_without_label_names

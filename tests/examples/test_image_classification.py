@@ -38,7 +38,7 @@ def test_linear_probe_of_the_demo_model(run_script, tmp_path, capfd):
     run_script(*sizes, "--learning_rate=1e-2", "--eval_strategy=no")
     output, errors = capfd.readouterr()
     assert "Test accuracy of the linear probe" in output and "→" in output
-    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test_accuracy"] > 0.3
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test_accuracy"] > 0.2
     assert "warning" not in errors.lower()
 
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The stellar_hf authors.
 # Licensed under the Apache License, Version 2.0.
 """
-Every private name of another library that this package uses, with the reason; a test tells when a library changes one.
+Every private name of another library that this package uses, and public ones that it does not document, with the
+reason; a test tells when a library changes one.
 
 The list holds names of all folders, also of those that do not import from here. A name that is only set or read on a
 class, as the base classes for models ask of their subclasses, is a convention between the libraries and us.
@@ -58,6 +59,12 @@ PRIVATE_NAMES = (
         "_is_accelerate_prepared",
         "A mark on a model that an evaluation has prepared; see forget_preparation.",
     ),
+    PrivateName(
+        "transformers.utils.notebook",
+        "NotebookTrainingTracker",
+        "The table of a training in a notebook, with columns of ours; undocumented.",
+        ("num_steps", "column_names"),
+    ),
     # modeling_stellar.py: what a model tells Transformers about itself, as its own models do.
     PrivateName(
         "transformers.utils.output_capturing",
@@ -69,6 +76,11 @@ PRIVATE_NAMES = (
         "transformers.configuration_utils.PreTrainedConfig",
         "_attn_implementation",
         "The attention that the user chose, which has no public name.",
+    ),
+    PrivateName(
+        "transformers.models.auto.modeling_auto",
+        "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES",
+        "The segmentation pipeline takes the models of this list alone, to which no function adds; undocumented.",
     ),
     PrivateName(_MODEL, "_init_weights", "The hook for the weights of new modules.", ("self", "module")),
     PrivateName(_MODEL, "_no_split_modules", "Modules that device maps and FSDP keep whole."),
@@ -89,6 +101,18 @@ PRIVATE_NAMES = (
     PrivateName(_MODEL_MIXIN, "_no_split_modules", "Modules that device maps keep whole."),
     PrivateName(_MODEL_MIXIN, "_repeated_blocks", "What compile_repeated_blocks compiles."),
     PrivateName(_MODEL_MIXIN, "_skip_layerwise_casting_patterns", "Layers that stay in the type of the computation."),
+    PrivateName(
+        _PIPELINE,
+        "extract_init_dict",
+        "Components that a saved pipeline of another class has are passed over; undocumented.",
+        ("config_dict",),
+    ),
+    PrivateName(
+        "diffusers.utils.accelerate_utils",
+        "apply_forward_hook",
+        "Offloaded weights are brought for encode and decode, too, as in Diffusers' own autoencoders; undocumented.",
+        ("method",),
+    ),
     PrivateName(_PIPELINE, "_optional_components", "Components that a pipeline can do without."),
     PrivateName(_PIPELINE, "_execution_device", "The device of the computation when models are offloaded."),
     PrivateName(_PIPELINE, "_get_signature_keys", "The names of a pipeline's components.", ("obj",)),
