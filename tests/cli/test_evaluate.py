@@ -17,7 +17,14 @@ from transformers import ViTConfig, ViTModel
 
 from stellar_hf import StellarForPreTraining, StellarImageProcessorPil
 from stellar_hf.cli.__main__ import main
-from stellar_hf.cli.evaluate import EvaluationArguments, distinct_names, load_subjects, open_results, report
+from stellar_hf.cli.evaluate import (
+    EvaluationArguments,
+    distinct_names,
+    load_subjects,
+    open_results,
+    report,
+    settings_of,
+)
 from stellar_hf.evaluation import (
     ResultFile,
     RunSettings,
@@ -197,6 +204,24 @@ def test_several_encoders_on_folders_of_images(run, model_folder, vit_folder, ph
     assert "vit has no decoder: it is left out of reconstruction." in caplog.text
 
 
+def test_what_a_model_cannot_reconstruct_is_left_out_and_named(tiny_config, vit_folder, photos, tmp_path, caplog):
+    """Codes without their tokenizer. A probe on frozen features needs no decoder: it is measured all the same."""
+    StellarForPreTraining(tiny_config(reconstruction_target="codes")).save_pretrained(tmp_path / "codes")
+    shutil.copy(vit_folder / "preprocessor_config.json", tmp_path / "codes")
+    data = load_own_images(photos / "test", photos / "train")
+
+    def measured(**arguments):
+        args = EvaluationArguments([str(tmp_path / "codes"), str(vit_folder)], **arguments)
+        accelerator = Accelerator(cpu=True)
+        settings = settings_of(args, 0, accelerator)
+        found = evaluate_models(load_subjects(args, accelerator), data, ["reconstruction"], settings)
+        return {result.model: set(result.metrics) for result in found}
+
+    assert measured() == {}
+    assert "codes reconstructs codes, which need --vq_model_name_or_path: it is left out of reconst" in caplog.text
+    assert measured(reconstruction_probes=["low_rank"]) == {"codes": {"probe on Z"}}
+
+
 def test_models_of_one_name_are_told_apart(model_folder, vit_folder, photos, tmp_path):
     """Neither are they taken for seeds of one model, nor does one's file for the Hub replace the other's."""
     folders = [str(tmp_path / run / "checkpoint-9") for run in ("run1", "run2")]
@@ -331,6 +356,7 @@ def test_two_processes_measure_what_one_does_and_one_writes(two_processes, model
         (["--test_dir", "photos", "--tasks", "objects"], "a mask for each image (--mask_column)"),
         (["--test_dir", "photos", "--tasks", "disentanglement"], "the embedded scenes, whose objects are known"),
         (["--train_dir", "photos"], "train_dir is given without test_dir"),
+        (["--test_dir", "photos", "--reconstruction_probes", "dense"], "reconstruction_probes learn from train_dir"),
         (["--test_dir", "photos", "--dataset_name", "x/y"], "choose one source of images"),
         (["--test_split", "val"], "not 'val'"),
         (["--seeds", "-1"], "none may be negative"),

@@ -162,6 +162,8 @@ class EvaluationArguments:
             raise ValueError("Both a folder and dataset_name are given: choose one source of images.")
         if self.train_dir and not self.test_dir:
             raise ValueError("train_dir is given without test_dir, the images to measure on.")
+        if self.reconstruction_probes and self.test_dir and not self.train_dir:
+            raise ValueError("reconstruction_probes learn from train_dir, which is not given.")
         for name in ("batch_size", "num_scenes", "max_train_images", "max_test_images"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -83,7 +83,7 @@ def _measure_all(
     results: ResultFile | None,
 ) -> Iterator[Result]:
     for task in tasks:
-        reason = task.missing(subject)
+        reason = task.missing(subject, settings)
         if reason is None:
             yield _measure(task, subject, data.splits[task.name], settings, results)
         elif settings.is_main_process and subject.kind == "model":

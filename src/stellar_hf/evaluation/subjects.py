@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from ..configuration_stellar import StellarConfig
-from ..features import encode_images, load_processor
+from ..features import ImageFeatures, encode_images, load_processor
 from ..features.fingerprints import processor_protocol, weights_fingerprint
 from ..modeling_stellar import StellarForImageReconstruction
 from .presets import Splits, with_paper_transform
@@ -124,7 +125,8 @@ class RunSettings:
     vq_model: Any = None
     accelerator: Accelerator | None = None
     show_progress: bool = True
-    _cache: dict[tuple, Any] = field(default_factory=dict, repr=False)
+    _cached_of: tuple = field(default=(None, None, None), init=False, repr=False)
+    _cache: dict[tuple, ImageFeatures] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def is_main_process(self) -> bool:
@@ -140,13 +142,16 @@ class RunSettings:
             "show_progress": self.show_progress and self.is_main_process,
         }
 
-    def encode(self, subject: Subject, splits: Splits, part: str, encode: Any, columns: Sequence[str] = ()):
+    def encode(
+        self, subject: Subject, splits: Splits, part: str, encode: Any, columns: Sequence[str] = ()
+    ) -> ImageFeatures:
         """Features of the images of a part, "train" or "test"; those of the last call are kept for the next task."""
-        key = (id(subject.model), id(splits), part, encode, tuple(columns))
+        # Held beside their features, so that no other object can be taken for them.
+        of = (subject.model, splits, encode)
+        if not all(map(operator.is_, of, self._cached_of)):
+            self._cached_of, self._cache = of, {}
+        key = (part, *columns)
         if key not in self._cache:
-            others = [other for other in self._cache if other[:2] != key[:2] or other[3] is not encode]
-            for other in others:
-                del self._cache[other]
             self._cache[key] = encode_images(
                 subject.model,
                 getattr(splits, part),
@@ -174,7 +179,7 @@ class Task:
         measure: Gives the numbers of a subject, by what of it they are of.
         settings: Gives the settings that belong into the protocol.
         baselines: Makes what is measured beside models, with images as a model gets them.
-        missing: Why a subject cannot be measured, None if it can be.
+        missing: Why a subject cannot be measured with the settings, None if it can be.
     """
 
     name: str
@@ -183,4 +188,4 @@ class Task:
     measure: Callable[[Subject, Splits, RunSettings], Metrics]
     settings: Callable[[Splits, RunSettings], dict[str, Any]]
     baselines: Callable[[Subject], list[Subject]] = lambda subject: []
-    missing: Callable[[Subject], str | None] = lambda subject: None
+    missing: Callable[[Subject, RunSettings], str | None] = lambda subject, settings: None

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -274,12 +274,10 @@ def _measure_reconstruction(subject: Subject, splits: Splits, settings: RunSetti
             **arguments,
         )
 
-    found: Metrics = {} if _no_decoder(subject) else {"own decoder": scores("reconstruction")}
+    found: Metrics = {} if _no_decoder(subject, settings) else {"own decoder": scores("reconstruction")}
     if found and subject.kind == "model" and settings.compression_images:
         found |= _measure_compression(subject, splits, settings)
-    for kind in settings.reconstruction_probes if subject.kind == "model" else ():
-        if kind == "low_rank" and _no_tokens(subject):
-            continue
+    for kind in _reconstruction_probes(subject, settings):
         probe = train_reconstruction_probe(
             subject.model,
             splits.train,
@@ -317,8 +315,24 @@ def _measure_compression(subject: Subject, splits: Splits, settings: RunSettings
     return found
 
 
-def _no_decoder(subject: Subject) -> str | None:
-    return None if isinstance(subject.model, StellarForImageReconstruction) else "has no decoder"
+def _reconstruction_probes(subject: Subject, settings: RunSettings) -> list[Literal["low_rank", "dense"]]:
+    """The probes that are wanted of a model, and that it has the features for."""
+    if subject.kind != "model":
+        return []
+    has_tokens = _no_tokens(subject, settings) is None
+    return [kind for kind in settings.reconstruction_probes if kind == "dense" or has_tokens]
+
+
+def _no_decoder(subject: Subject, settings: RunSettings) -> str | None:
+    if not isinstance(subject.model, StellarForImageReconstruction):
+        return "has no decoder"
+    if subject.model.config.reconstruction_target == "codes" and settings.vq_model is None:
+        return "reconstructs codes, which need --vq_model_name_or_path"
+    return None
+
+
+def _no_reconstruction(subject: Subject, settings: RunSettings) -> str | None:
+    return None if _reconstruction_probes(subject, settings) else _no_decoder(subject, settings)
 
 
 def _measure_objects(subject: Subject, splits: Splits, settings: RunSettings) -> Metrics:
@@ -466,7 +480,7 @@ def _segment_baselines(subject: Subject) -> list[Subject]:
     return [_baseline(f"k-means, {count} segments", kmeans(count), subject) for count in _KMEANS_SEGMENTS]
 
 
-def _no_tokens(subject: Subject) -> str | None:
+def _no_tokens(subject: Subject, settings: RunSettings) -> str | None:
     config = getattr(subject.model, "config", None)
     if subject.kind != "baseline" and not isinstance(config, StellarConfig):
         return "has no sparse tokens and no localization"
@@ -580,7 +594,7 @@ TASKS: dict[str, Task] = {
             },
             _measure_reconstruction,
             _reconstruction_settings,
-            missing=_no_decoder,
+            missing=_no_reconstruction,
         ),
         Task(
             "objects",
