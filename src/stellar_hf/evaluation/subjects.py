@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from ..configuration_stellar import StellarConfig
-from ..features import ImageFeatures, encode_images, load_processor
+from ..features import encode_images, load_processor
 from ..features.fingerprints import processor_protocol, weights_fingerprint
 from ..modeling_stellar import StellarForImageReconstruction
 from .presets import Splits, with_paper_transform
@@ -126,7 +126,7 @@ class RunSettings:
     accelerator: Accelerator | None = None
     show_progress: bool = True
     _cached_of: tuple = field(default=(None, None, None), init=False, repr=False)
-    _cache: dict[tuple, ImageFeatures] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[tuple, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def is_main_process(self) -> bool:
@@ -142,9 +142,7 @@ class RunSettings:
             "show_progress": self.show_progress and self.is_main_process,
         }
 
-    def encode(
-        self, subject: Subject, splits: Splits, part: str, encode: Any, columns: Sequence[str] = ()
-    ) -> ImageFeatures:
+    def encode(self, subject: Subject, splits: Splits, part: str, encode: Any, columns: Sequence[str] = ()):
         """Features of the images of a part, "train" or "test"; those of the last call are kept for the next task."""
         # Held beside their features, so that no other object can be taken for them.
         of = (subject.model, splits, encode)
