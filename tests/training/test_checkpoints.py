@@ -178,7 +178,9 @@ def test_a_checkpoint_of_an_earlier_version_is_refused_where_it_is_damaged(make_
 
 
 def test_a_checkpoint_of_the_model_alone_is_told_from_a_damaged_one(make_trainer, saving_trainer, tmp_path):
-    saving_trainer(max_steps=1, save_only_model=True).train()
+    trainer = saving_trainer(max_steps=1, save_only_model=True)
+    trainer.train()
+    assert trainer.last_checkpoint().is_model_whole
     assert "save_only_model" in message_of(make_trainer().train, str(tmp_path / "run" / "checkpoint-1"))
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import datasets
 from transformers import AutoConfig, TrainerCallback
-from transformers.utils import is_peft_available
+from transformers.utils import is_peft_available, logging
 
 import stellar_hf
 
@@ -53,6 +53,8 @@ from .pretrain import (
 )
 from .process import errors_in_a_sentence
 from .resuming import announce, find_checkpoint, train_or_load
+
+logger = logging.get_logger(__name__)
 
 TABLETOP_SCENES = "tabletop_scenes"
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -377,8 +379,9 @@ class KnnGuard(TrainerCallback):
 
     def take_last_good(self, trainer: StellarTrainer, accuracy: float | None) -> None:
         """
-        Takes the newest checkpoint that has not lost too much, and says so, in place of a model with this kNN accuracy
-        on the old images. Call it on all processes.
+        Takes the newest checkpoint that has not lost too much, with its state, and says so, in place of a model with
+        this kNN accuracy on the old images; damaged checkpoints are named and passed over. Nothing is known then of
+        what the trainer's results say of the later model. Call it on all processes.
 
         Raises:
             ValueError: If there is none.
@@ -388,7 +391,12 @@ class KnnGuard(TrainerCallback):
             f"{trainer.state.global_step}"
         )
         for folder in reversed(checkpoint_folders(Path(str(trainer.args.output_dir)))):
-            trainer.load_weights(folder)
+            checkpoint = trainer.inspect(folder)
+            if not checkpoint.is_model_whole:
+                if trainer.is_world_process_zero():
+                    logger.warning(f"{checkpoint.problem} It is passed over.")
+                continue
+            trainer.load_earlier(checkpoint)
             kept = self.table.old_knn()
             if self.holds(kept):
                 if trainer.is_world_process_zero():
@@ -437,6 +445,7 @@ def adapt_and_measure(
     if not guard.holds(accuracy):
         guard.take_last_good(trainer, accuracy)
         table.measure("after")
+        trainer.save_metrics("eval", trainer.evaluate())
     if adaptation.lora_rank is not None:
         merge_adapters(trainer)
     trainer.save_model()

@@ -66,6 +66,8 @@ class Checkpoint(os.PathLike):
         state: The Trainer's state; an empty one where it cannot be read.
         config: The model's configuration; None where the folder has none, as beside adapters or sharded weights.
         num_processes: How many processes wrote it.
+        is_model_whole: Whether its weights are whole, also where a training cannot go on: `save_only_model` leaves the
+            rest out.
     """
 
     folder: Path
@@ -73,6 +75,7 @@ class Checkpoint(os.PathLike):
     state: TrainerState = field(default_factory=TrainerState)
     config: dict[str, Any] | None = None
     num_processes: int = 1
+    is_model_whole: bool = False
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -120,7 +123,15 @@ def _read(folder: Path, found: dict[str, Any]) -> None:
     found["state"] = _read_state(folder / TRAINER_STATE_NAME)
     if (folder / CONFIG_NAME).exists():
         found["config"] = _read_json(folder / CONFIG_NAME)
-    _check_parts(folder)
+    missing = _missing_parts(folder)
+    found["is_model_whole"] = SAFE_WEIGHTS_NAME not in missing
+    if {OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth"} <= set(missing):
+        raise ValueError(
+            f"The checkpoint {folder} has no {OPTIMIZER_NAME}: with save_only_model it holds a model, to start a new "
+            "training from, but not the state of a training to resume."
+        )
+    if missing:
+        raise ValueError(_damage(folder / missing[0], "is missing"))
 
 
 def _read_state(file: Path) -> TrainerState:
@@ -165,17 +176,11 @@ def _has_end(file: Path) -> bool:
     return file.suffix not in (".pt", ".pth", ".bin") or not file.is_file() or is_zipfile(file)
 
 
-def _check_parts(folder: Path) -> None:
+def _missing_parts(folder: Path) -> list[str]:
     missing = [name for name, patterns in _PARTS.items() if not any(any(folder.glob(each)) for each in patterns)]
     if any(folder.glob("global_step*")):
         missing = [name for name in missing if name not in _PARTS_IN_DEEPSPEED_FOLDER]
-    if {OPTIMIZER_NAME, SCHEDULER_NAME, "rng_state.pth"} <= set(missing):
-        raise ValueError(
-            f"The checkpoint {folder} has no {OPTIMIZER_NAME}: with save_only_model it holds a model, to start a new "
-            "training from, but not the state of a training to resume."
-        )
-    if missing:
-        raise ValueError(_damage(folder / missing[0], "is missing"))
+    return missing
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -216,12 +216,28 @@ class CheckpointTrainer(Trainer):
         Raises:
             ValueError: If the best checkpoint is missing or damaged.
         """
-        self.state = checkpoint.state
+        self._take_state(checkpoint)
         if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
             checkpoint = self.inspect(self.state.best_model_checkpoint)
             if checkpoint.problem is not None:
                 raise ValueError(checkpoint.problem)
         self.load_weights(checkpoint.folder)
+
+    def load_earlier(self, checkpoint: Checkpoint) -> None:
+        """
+        Takes model and state from an earlier checkpoint in place of those that the training has come to. Call it on
+        all processes.
+        """
+        self._take_state(checkpoint)
+        # With load_best_model_at_end, what is known of the best model would be taken for this one's.
+        self.state.best_global_step, self.state.best_model_checkpoint = self.state.global_step, str(checkpoint)
+        self.load_weights(checkpoint.folder)
+
+    def _take_state(self, checkpoint: Checkpoint) -> None:
+        self.state = checkpoint.state
+        # The file is the first process's.
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self.state.is_world_process_zero = self.is_world_process_zero()
 
     def load_weights(self, checkpoint: str | Path) -> None:
         """Takes the weights, or those of the adapters, from a checkpoint."""

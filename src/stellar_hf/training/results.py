@@ -36,6 +36,12 @@ class ResultsTrainer(Trainer):
         super().load_finished(checkpoint)  # type: ignore[misc]
         self._results.are_own = True
 
+    def load_earlier(self, checkpoint: Checkpoint) -> None:
+        """As in [`CheckpointTrainer`]; `all_results.json` begins anew."""
+        super().load_earlier(checkpoint)  # type: ignore[misc]
+        if self.is_world_process_zero():
+            self._results.begin()
+
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """As in `Trainer`; an `all_results.json` of another model, or one that cannot be read, begins anew."""
         if self.is_world_process_zero() and combined and not self._results.read():
