@@ -102,6 +102,13 @@ def test_a_broken_image_changes_no_other_crop(train_set, caplog, model):
     assert caplog.text.count("cannot be read") == 1
 
 
+def test_crops_show_transparency_as_the_processor_does():
+    clear = [{"image": Image.new("RGBA", (40, 36), (255, 0, 0, 0)), "label": 0}]
+    processor = StellarImageProcessorPil(**{**CROPS.to_dict(), "background": [0, 20, 40]})
+    crop = RandomCrops(clear, processor, "image", "label", (0.2, 1), 0)[0]["image"]
+    assert crop.getcolors() == [(32 * 32, (0, 20, 40))]
+
+
 def test_heads_train_as_each_would_alone():
     generator = torch.Generator().manual_seed(0)
     features, labels = torch.randn(40, 6, generator=generator), torch.randint(3, (40,), generator=generator)

@@ -6,13 +6,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from stellar_hf import StellarForPreTraining, StellarTrainer, StellarTrainingArguments
 from stellar_hf.evaluation import psnr
 from stellar_hf.training import default_processor
-from stellar_hf.training.evaluation import FigureCallback, sample_rows
+from stellar_hf.training.evaluation import FigureCallback, ImageEvaluation, sample_rows
 
 COLORS = np.array([[220, 40, 30], [30, 60, 210], [40, 200, 50]])
 
@@ -94,6 +95,24 @@ def test_few_neighbours_are_spread_over_the_training_data(make_trainer):
     # Sorted by class, the first nine rows would know two classes alone.
     sorted_rows = colored_images(24, 0).sort("label")
     assert make_trainer(train_dataset=sorted_rows, num_knn_images=9).evaluate()["eval_knn_accuracy"] == 1.0
+
+
+def test_maps_and_tokens_of_whole_data_sets_are_not_kept(tiny_config):
+    """Which take many times the memory of what is measured."""
+    kept = set()
+
+    class Evaluation(ImageEvaluation):
+        def encode(self, *args, **kwargs):
+            features = super().encode(*args, **kwargs)
+            kept.update(features.tensors)
+            return features
+
+    model = StellarForPreTraining(tiny_config())
+    evaluation = Evaluation(Accelerator(cpu=True), default_processor(model), "image", "label", 8, 0, 24)
+    train, test = colored_images(24, 0), colored_images(9, 1)
+    evaluation.measure_at_start(model, test, train, "eval")
+    assert evaluation(model, test, train)["knn_at_start"] == evaluation.knn_at_start["eval"] > 0.5
+    assert kept == {"pooler_output", "psnr"}
 
 
 def with_a_broken_row(tmp_path, count=9):

@@ -24,7 +24,7 @@ from ..data import UnreadableImages, read_image
 from ..data.views import StellarViews, random_boxes
 from ..features import ImageFeatures, encode_batches, encode_images
 from ..features.checks import check_integer
-from ..features.encoding import Encode, batches_of, image_of, image_rows
+from ..features.encoding import Encode, background_of, batches_of, image_of, image_rows
 from ..hub_stellar import written_aside
 from .classification import class_names, match_classes
 from .knn import check_features
@@ -321,7 +321,7 @@ class RandomCrops(Dataset):
 
     Args:
         dataset: Rows with images and labels.
-        processor: Of the model; tells the size of the crops and the normalization.
+        processor: Of the model; tells the size of the crops, the normalization, and what is behind transparent pixels.
         image_column: Column of the images.
         label_column: Column of the classes.
         scale: Least and largest share of the image's area.
@@ -350,6 +350,7 @@ class RandomCrops(Dataset):
             raise ValueError(f"The processor gives images of {size[1]}x{size[0]} pixels, but the crops are squares.")
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (processor.image_mean, processor.image_std))
         self.mean, self.std = mean, std
+        self.background = background_of(processor)
         # Also checks the scale.
         self.law = StellarViews(num_local_views=0, global_size=size[0], global_scale=scale, blur_probability=0)
 
@@ -360,7 +361,7 @@ class RandomCrops(Dataset):
         item = self.rows[row]
         image = image_of(item, self.image_column)
         try:
-            picture = read_image(image, self.law.decode_size)
+            picture = read_image(image, self.law.decode_size, self.background)
         except ValueError:
             return item  # the loop that reads it names it
         return {**item, self.image_column: self._crop(picture, row)}

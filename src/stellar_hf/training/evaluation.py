@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..data import UnreadableImages
 from ..evaluation import class_names, knn_accuracy, match_classes, tokens_and_psnr
-from ..features import ImageFeatures, encode_images
+from ..features import ImageFeatures, encode_images, model_features
 from ..image_processing_pil_stellar import WHITE, StellarImageProcessorPil
 from ..modeling_stellar import StellarForPreTraining
 
@@ -116,7 +116,7 @@ class ImageEvaluation:
         """Measures the kNN accuracy that later evaluations with this prefix report beside theirs."""
         if labelled is None or not self.num_neighbours:
             return
-        metrics = self._knn(model, self.encode(model, dataset), dataset, labelled)
+        metrics = self._knn(model, self.encode(model, dataset, encode=_pooled), dataset, labelled)
         if "knn_accuracy" in metrics:
             self.knn_at_start[prefix] = metrics["knn_accuracy"]
 
@@ -144,7 +144,7 @@ class ImageEvaluation:
             return {}
         count = len(labelled)  # type: ignore[arg-type]
         size = min(count, self.num_neighbours)
-        bank = self.encode(model, labelled, rows=[row * count // size for row in range(size)])
+        bank = self.encode(model, labelled, rows=[row * count // size for row in range(size)], encode=_pooled)
         names, bank_names = (class_names(data, self.label_column) for data in (dataset, labelled))
         matched = match_classes(bank.columns[self.label_column], labels, bank_names, names)
         self._name_unknown(set(matched.unknown))
@@ -312,6 +312,10 @@ def _knn_metrics(bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Te
 
 def _has_classes(labels: Sequence[Any]) -> bool:
     return bool((match_classes([], labels).test_labels >= 0).any())
+
+
+def _pooled(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
+    return {"pooler_output": model_features(model, pixel_values)["pooler_output"]}
 
 
 def _pooled_and_psnr(model: Any, pixel_values: Tensor) -> dict[str, Tensor]:
