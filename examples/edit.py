@@ -58,7 +58,8 @@ def edit(args: EditArguments) -> None:
         other = tokens[1:], maps[1:]
         swapped = pipe.swap(*first, concept[:1], *other, concept[1:])
         draw("swap", swap_columns([name, other_name], first, other, swapped), highlight(concept))
-        draw("interpolate", {f"{i / 4:g}": pipe.interpolate(*first, *other, weight=i / 4) for i in range(5)})
+        between = {f"weight {weight}": pipe.interpolate(*first, *other, weight) for weight in (0.25, 0.5, 0.75)}
+        draw("interpolate", {name: first, **between, other_name: other})
         painted = {
             f"{name}, tokens of {other_name}": pipe.transfer(*first, tokens[1:]),
             f"{other_name}, tokens of {name}": pipe.transfer(*other, tokens[:1]),

@@ -216,13 +216,13 @@ def test_a_moving_object_has_a_row_of_maps_and_two_curves_for_each_model():
     grid, (cosines, places) = figure.subfigs[0].axes, figure.subfigs[1].axes
     assert [axes.get_ylabel() for axes in grid[::4]] == ["", "trained", "untrained"]
     np.testing.assert_allclose(grid[1].images[0].get_array(), images[1].permute(1, 2, 0))
-    first_map = grid[4].images[0].get_array()
-    np.testing.assert_allclose(first_map[0, 0], token_palette(4)[0], atol=1e-6)
-    assert first_map[1, 1].max() < 0.2
+    lit = grid[4].images[0].get_array()  # where the map is 1 as it is, elsewhere dark
+    np.testing.assert_allclose(lit[0, 0], images[0][:, 0, 0], atol=1e-6)
+    assert lit[-1, -1].max() < 0.25
     np.testing.assert_allclose(grid[5].lines[0].get_data(), [[0.4], [0.5]], atol=1e-6)
     np.testing.assert_allclose(cosines.lines[0].get_data(), [[0.2, 0.4, 0.6, 0.8], [1, 2 / 3, 1 / 3, 0]], atol=1e-6)
     np.testing.assert_allclose(places.lines[1].get_ydata(), [0, 0.3, 0.6, 0.9], atol=1e-6)
-    assert [text.get_text() for text in places.get_legend().get_texts()] == ["trained", "untrained"]
+    assert [text.get_text() for text in places.get_legend().get_texts()] == ["the object", "trained", "untrained"]
 
 
 @pytest.mark.parametrize(("num_positions", "tracks"), [(3, {"a": track(4)}), (4, {"a": track(3)}), (4, {})])

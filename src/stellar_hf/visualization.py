@@ -289,10 +289,10 @@ def plot_moving_object(
 ) -> Figure:
     """Draws an object on its way across a scene, and what models make of it: S should stay, and L should move.
 
-    Below the pictures is a row for each model with the map of the object's token, from 0 (dark) to 1. A dot marks the
-    object's center. Then follow two curves for each model over the object's true x: the cosine of the object's token
-    and the first picture's, with that of the other tokens as a dashed line, and the x of the map's centroid, which is
-    right on the gray line.
+    Below the pictures is a row for each model, in which the map of the object's token lights the picture as in
+    [`plot_reconstructions`]. A dot marks the object's center. Then follow two curves for each model over the object's
+    true x: the cosine of the object's token and the first picture's, with that of the other tokens as a dashed line,
+    and the x of the map's centroid, which is right on the gray line.
 
     Args:
         images: M pictures: (M, 3, H, W) floating point RGB in [0, 1], or PIL images of one size.
@@ -316,11 +316,15 @@ def plot_moving_object(
         )
     colors = token_palette(2 * len(tracks))[::2]  # all of one lightness
     x, y = position.detach().cpu().float().unbind(dim=1)
-    tinted = [
-        _BACKGROUND + track["maps"].detach().cpu().float().numpy()[..., None] * (color - _BACKGROUND)
-        for track, color in zip(tracks.values(), colors, strict=True)
+    size = pixels[0].shape[:2]
+    maps = {
+        name: upsample_maps(track["maps"].detach().cpu().float().unsqueeze(1), size) for name, track in tracks.items()
+    }
+    lit = [
+        [_light(image, token_map) for image, token_map in zip(pixels, shown[:, 0, :, :, None].numpy(), strict=True)]
+        for shown in maps.values()
     ]
-    rows = [("", pixels), *zip(tracks, tinted, strict=True)]
+    rows = [("", pixels), *zip(tracks, lit, strict=True)]
 
     cell, curves = 1.1, 2.4  # inches
     figure = Figure(
@@ -338,18 +342,18 @@ def plot_moving_object(
             axes.spines[:].set_visible(False)
 
     token_axes, place_axes = below.subplots(1, 2)
-    place_axes.plot(x, x, color="#b9b9b9", lw=0.8)
+    place_axes.plot(x, x, color="#b9b9b9", lw=0.8, label="the object")
     for (name, track), color in zip(tracks.items(), colors, strict=True):
         token_axes.plot(x, track["token_cosine"].cpu(), ".-", color=color, label=name)
-        token_axes.plot(x, track["other_cosine"].cpu(), "--", color=color, lw=0.8)
+        token_axes.plot(x, track["other_cosine"].cpu(), "--", color=color, lw=0.8, label=f"{name}, other tokens")
         place_axes.plot(x, track["centroid"][:, 0].cpu(), ".-", color=color, label=name)
-    token_axes.set_title("cosine of the token to the first (dashed: of other tokens)", fontsize=7, loc="left")
-    place_axes.set_title("x of the map's centroid (gray: where the object is)", fontsize=7, loc="left")
+    token_axes.set_title("what: cosine of the object's token and the first picture's", fontsize=7, loc="left")
+    place_axes.set_title("where: x of the map's centroid, in widths of the image", fontsize=7, loc="left")
     for axes in (token_axes, place_axes):
-        axes.set_xlabel("x of the object", fontsize=6)
+        axes.set_xlabel("x of the object, in widths of the image", fontsize=6)
         axes.tick_params(labelsize=6)
         axes.spines[["top", "right"]].set_visible(False)
-    place_axes.legend(fontsize=6, frameon=False)
+        axes.legend(fontsize=6, frameon=False)
     return figure
 
 

@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 from stellar_hf.cli.__main__ import main
+from stellar_hf.cli.edit import BALL, CONE
+from stellar_hf.cli.inputs import SCENE, SCENE_SIZE
+from stellar_hf.data import load_tabletop_scenes
 from stellar_hf.data.photo_mosaics import photograph
 
 
@@ -29,6 +32,14 @@ def test_a_scene_and_a_photograph_by_default(run_script, capsys):
     names = {f"{edit}.png" for edit in ("move", "scale", "erase", "exchange", "swap", "interpolate", "transfer")}
     assert files("edits") == names
     assert {Path(line).name for line in capsys.readouterr().out.split()} == names
+
+
+def test_the_default_boxes_are_around_objects_of_the_default_scene():
+    mask = np.asarray(load_tabletop_scenes("validation", SCENE + 1, SCENE_SIZE)[SCENE]["mask"])
+    for box, slot in ((CONE, 1), (BALL, 4)):
+        rows, columns = np.nonzero(mask == slot)
+        tight = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+        assert (box == tight + [-3, -3, 3, 3]).all()
 
 
 def test_the_command_says_which_tokens_it_edits(monkeypatch, tmp_path, capsys):

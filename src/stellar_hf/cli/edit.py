@@ -115,8 +115,8 @@ def run(args: EditArguments) -> None:
     second, second_concept = (tokens[1:], maps[1:]), concept[1:]
     swapped = pipe.swap(*first, first_concept, *second, second_concept)
     draw("swap", swap_columns(names, first, second, swapped), highlight(concept))
-    weights = {names[0]: 0.0, "0.25": 0.25, "0.5": 0.5, "0.75": 0.75, names[1]: 1.0}
-    draw("interpolate", {title: pipe.interpolate(*first, *second, weight) for title, weight in weights.items()})
+    between = {f"weight {weight}": pipe.interpolate(*first, *second, weight) for weight in (0.25, 0.5, 0.75)}
+    draw("interpolate", {names[0]: first, **between, names[1]: second})
     painted = {
         f"{names[0]}, tokens of {names[1]}": pipe.transfer(*first, tokens[1:]),
         f"{names[1]}, tokens of {names[0]}": pipe.transfer(*second, tokens[:1]),

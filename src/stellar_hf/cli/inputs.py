@@ -14,8 +14,8 @@ from ..data.images import read_image
 from ..data.photo_mosaics import photograph
 from ..features import load_processor
 
-# Of the validation split, with clear objects, in the pixels of the demo model.
-SCENE, SCENE_SIZE = 1, 128
+# Of the validation split, with clear objects, whose boxes the edits take, in the pixels of the demo model.
+SCENE, SCENE_SIZE = 20, 128
 
 
 def read_images(files: Sequence[str]) -> dict[str, Image.Image]:
