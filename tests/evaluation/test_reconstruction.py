@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.linalg import sqrtm
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torchmetrics.image import PeakSignalNoiseRatio
+from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import ViTConfig, ViTModel
 
 from stellar_hf import MaskGitVQModel, StellarForImageReconstruction, StellarForPreTraining, StellarImageProcessorPil
@@ -118,15 +118,50 @@ def test_ssim_needs_images_of_a_window():
 # A set of images ----------------------------------------------------------------------------------------------------
 
 
-def test_frechet_distance_is_that_of_a_matrix_square_root():
-    rng = np.random.default_rng(0)
-    one, other = rng.normal(size=(50, 6)) @ rng.normal(size=(6, 6)), rng.normal(size=(40, 6)) + 0.5
-    covariance, other_covariance = np.cov(one.T), np.cov(other.T)
-    root = sqrtm(covariance @ other_covariance).real
-    expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(covariance + other_covariance - 2 * root)
-    distance = frechet_distance(torch.from_numpy(one), torch.from_numpy(other))
-    assert distance == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(torch.from_numpy(one), torch.from_numpy(one)) == pytest.approx(0, abs=1e-6)
+def with_moments(num_rows: int, mean: torch.Tensor, scale: torch.Tensor, seed: int) -> torch.Tensor:
+    """Rows whose mean and (diagonal) standard deviations are exactly these."""
+    rows = torch.randn(num_rows, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    rows = rows - rows.mean(0)
+    whitening = torch.linalg.inv(torch.linalg.cholesky(rows.T.cov())).T
+    return rows @ whitening * scale + mean
+
+
+def test_frechet_distance_of_known_normal_distributions():
+    mean, scale = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 2.0, 0.1])
+    other_mean, other_scale = torch.tensor([0.0, -2.0, 1.5]), torch.tensor([3.0, 2.0, 0.4])
+    rows, other = with_moments(50, mean, scale, 0), with_moments(80, other_mean, other_scale, 1)
+    # Commuting covariances: |m1 - m2|^2 + |s1 - s2|^2.
+    expected = ((mean - other_mean) ** 2).sum() + ((scale - other_scale) ** 2).sum()
+    assert frechet_distance(rows, other) == pytest.approx(expected.item(), rel=1e-6)
+    assert frechet_distance(other, rows) == pytest.approx(expected.item(), rel=1e-6)
+    assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_does_not_depend_on_the_axes():
+    rows, other = (
+        with_moments(60, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]), 0),
+        with_moments(60, torch.ones(3), torch.tensor([3.0, 0.0, 1.0]), 1),  # of a singular covariance
+    )
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
+    expected = frechet_distance(rows, other)
+    assert frechet_distance(rows @ rotation, other @ rotation) == pytest.approx(expected, rel=1e-5)
+
+
+def test_frechet_distance_is_that_of_torchmetrics():
+    """Also of fewer images than features, whose covariances are singular."""
+    features, targets = torch.randn(2, 30, 50, generator=torch.Generator().manual_seed(0)).double()
+    targets = features + 0.5 * targets.exp()
+    network = nn.Identity()  # takes features in the place of images
+    network.num_features = 50
+    metric = FrechetInceptionDistance(feature=network).set_dtype(torch.float64)
+    metric.update(features, real=False)
+    metric.update(targets, real=True)
+    assert frechet_distance(features, targets) == pytest.approx(metric.compute().item(), rel=1e-5)
+
+
+def test_frechet_distance_refuses_what_has_none():
+    with pytest.raises(ValueError, match=r"\(5, 2\) and \(5, 3\)"):
+        frechet_distance(torch.zeros(5, 2), torch.zeros(5, 3))
     with pytest.raises(ValueError, match="two images at least"):
         frechet_distance(torch.ones(1, 6), torch.ones(5, 6))
 

@@ -10,47 +10,10 @@ from stellar_hf.prior import (
     GENERATION_COLUMNS,
     GenerationEvaluation,
     draw_normal,
-    frechet_distance,
     nearest_distances,
     other_scenes,
     train_classifier,
 )
-
-
-def with_moments(num_rows: int, mean: torch.Tensor, scale: torch.Tensor, seed: int) -> torch.Tensor:
-    """Rows whose mean and (diagonal) standard deviations are exactly these."""
-    rows = torch.randn(num_rows, len(mean), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    rows = rows - rows.mean(0)
-    whitening = torch.linalg.inv(torch.linalg.cholesky(rows.T.cov())).T
-    return rows @ whitening * scale + mean
-
-
-def test_frechet_distance_of_known_normal_distributions():
-    mean, scale = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 2.0, 0.1])
-    other_mean, other_scale = torch.tensor([0.0, -2.0, 1.5]), torch.tensor([3.0, 2.0, 0.4])
-    rows, other = with_moments(50, mean, scale, 0), with_moments(80, other_mean, other_scale, 1)
-    # Commuting covariances: |m1 - m2|^2 + |s1 - s2|^2.
-    expected = ((mean - other_mean) ** 2).sum() + ((scale - other_scale) ** 2).sum()
-    assert frechet_distance(rows, other) == pytest.approx(expected.item(), rel=1e-6)
-    assert frechet_distance(other, rows) == pytest.approx(expected.item(), rel=1e-6)
-    assert frechet_distance(rows, rows) == pytest.approx(0, abs=1e-6)
-
-
-def test_frechet_distance_does_not_depend_on_the_axes():
-    rows, other = (
-        with_moments(60, torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]), 0),
-        with_moments(60, torch.ones(3), torch.tensor([3.0, 0.0, 1.0]), 1),  # of a singular covariance
-    )
-    rotation, _ = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)))
-    expected = frechet_distance(rows, other)
-    assert frechet_distance(rows @ rotation, other @ rotation) == pytest.approx(expected, rel=1e-5)
-
-
-def test_frechet_distance_refuses_what_has_none():
-    with pytest.raises(ValueError, match=r"\(5, 2\) and \(5, 3\)"):
-        frechet_distance(torch.zeros(5, 2), torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="two rows"):
-        frechet_distance(torch.zeros(1, 2), torch.zeros(5, 2))
 
 
 def test_nearest_distances():

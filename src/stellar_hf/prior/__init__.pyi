@@ -6,7 +6,6 @@ from .evaluation import GENERATION_COLUMNS as GENERATION_COLUMNS
 from .evaluation import GenerationEvaluation as GenerationEvaluation
 from .evaluation import ImageClassifier as ImageClassifier
 from .evaluation import draw_normal as draw_normal
-from .evaluation import frechet_distance as frechet_distance
 from .evaluation import nearest_distances as nearest_distances
 from .evaluation import other_scenes as other_scenes
 from .evaluation import train_classifier as train_classifier

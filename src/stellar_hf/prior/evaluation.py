@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from ..evaluation import frechet_distance
+
 if TYPE_CHECKING:
     from .modeling_token_prior import StellarTokenPrior
 
@@ -184,36 +186,6 @@ def _check_labels(images: Tensor, labels: Mapping[str, Tensor], num_classes: Map
                 f"Labels of {name} run from {answers.min()} to {answers.max()}, but must be in "
                 f"[0, {num_classes[name]})."
             )
-
-
-def frechet_distance(features: Tensor, other_features: Tensor) -> float:
-    """
-    Fréchet distance of two sets of features, as if both were normally distributed (Heusel et al., arXiv 1706.08500).
-
-    Args:
-        features: (n, d) floating point, n >= 2.
-        other_features: (m, d), of other images.
-
-    Returns:
-        `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`, at least 0, computed in float64.
-
-    Raises:
-        ValueError: If shapes disagree, or there are fewer than two rows.
-    """
-    if features.ndim != 2 or other_features.ndim != 2 or features.shape[1] != other_features.shape[1]:
-        raise ValueError(
-            f"The features have shapes {tuple(features.shape)} and {tuple(other_features.shape)}, but both must be "
-            "(rows, features) with as many features."
-        )
-    if min(len(features), len(other_features)) < 2:
-        raise ValueError("A covariance needs two rows of features at least.")
-    features, other_features = features.double(), other_features.double()
-    covariance, other_covariance = features.T.cov(), other_features.T.cov()
-    # C1 C2 has the eigenvalues of C1^(1/2) C2 C1^(1/2), which are real and not negative but for rounding.
-    eigenvalues = torch.linalg.eigvals(covariance @ other_covariance).real.clamp_min(0)
-    means = (features.mean(dim=0) - other_features.mean(dim=0)).square().sum()
-    traces = covariance.trace() + other_covariance.trace() - 2 * eigenvalues.sqrt().sum()
-    return max((means + traces).item(), 0.0)
 
 
 def nearest_distances(features: Tensor, references: Tensor, chunk_size: int = 256) -> Tensor:
