@@ -38,7 +38,7 @@ def train_prior(argv: list[str]) -> None:
     pipe = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path, training_args.device)
 
     # Rows with S (r, d), L (N, r) and class, such as ExtractedTokens("features") of what stellar-hf extract wrote.
-    features = read_features(pipe, args, show_progress=not training_args.disable_tqdm)
+    features = read_features(pipe, args, training_args)
     tokens, localization = sample_factors(features)  # S (n, r, d) and L (n, N, r) of some images
 
     # StellarTokenPrior(num_sparse_tokens=8, token_size=96, grid_size=(16, 16), class_names=["cat", "dog"], ...)

@@ -19,8 +19,17 @@ import pytest
 import torch
 from PIL import Image
 
-from stellar_hf import DEMO_MODEL, StellarConfig, StellarTokenPriorPipeline
+from stellar_hf import (
+    DEMO_MODEL,
+    StellarConfig,
+    StellarForPreTraining,
+    StellarImageProcessorPil,
+    StellarTokenPriorPipeline,
+)
 from stellar_hf.cli.__main__ import main as stellar_hf_command
+from stellar_hf.cli.inputs import load_pipeline
+from stellar_hf.cli.train_prior import PriorTrainingArguments, encode_scenes, warn_of_other_weights
+from stellar_hf.data import load_tabletop_scenes
 from stellar_hf.features import ExtractedTokens
 from stellar_hf.prior import GENERATION_COLUMNS
 
@@ -108,6 +117,44 @@ def test_prior_of_own_images(run_example, own_images, capsys):
     pipe = StellarTokenPriorPipeline.from_pretrained("out/pipeline")
     assert len(pipe(["dark", 1, None], 2).images) == 3
     assert Path("out/samples.png").is_file()
+
+
+def test_features_of_another_model_are_refused_or_named_before_the_training(
+    run_example, own_images, tiny_config, caplog
+):
+    run_example("extract_features", "--image_dir", own_images, "--output_dir", "features", "--dtype", "float16")
+    StellarForPreTraining(tiny_config()).save_pretrained("other")
+    StellarImageProcessorPil().save_pretrained("other")
+    options = ("--features_dir", "features", "--output_dir", "out", "--model_name_or_path", "other")
+    with pytest.raises(SystemExit, match="are 8 tokens of 96 numbers, but the model that decodes has 4 of 32"):
+        run_example("train_prior", *TINY, *QUICK, *options)
+    assert not list(Path("out").glob("checkpoint-*"))
+
+    # The same weights are the same model, whatever its name and the precision in which it made the features.
+    pipe = load_pipeline(shutil.copytree(DEMO_MODEL, "moved"))
+    warn_of_other_weights(pipe, "features")
+    assert "are of other weights" not in caplog.text
+    torch.nn.init.zeros_(pipe.model.stellar.embeddings.sparse_tokens)
+    warn_of_other_weights(pipe, "features")
+    assert f"The features in features are of other weights, of {DEMO_MODEL}," in caplog.text
+
+
+def test_processes_share_the_encoding_of_scenes(two_processes, tmp_path):
+    """Each gets the tokens of all scenes."""
+    scenes = load_tabletop_scenes("train", 5, 64).select([row % 5 for row in range(65)])  # in two batches
+
+    def encode(accelerator):
+        pipe = load_pipeline(DEMO_MODEL, device="cpu")
+        sizes = []
+        pipe.model.stellar.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+        rows = encode_scenes(pipe, scenes, PriorTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True))
+        return sizes, torch.stack([row["sparse_tokens"] for row in rows])
+
+    (first_sizes, tokens), (second_sizes, same_tokens) = two_processes(encode)
+    assert (first_sizes, second_sizes) == ([64], [1])
+    assert torch.equal(tokens, same_tokens)
+    expected, _ = load_pipeline(DEMO_MODEL, device="cpu").encode([scenes[row]["image"] for row in (0, 63, 64)])
+    torch.testing.assert_close(tokens[[0, 63, 64]], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_images_without_classes(run_example, own_images, capsys):

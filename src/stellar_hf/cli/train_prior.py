@@ -15,6 +15,8 @@ OUTPUT_DIR/samples.png. Without features, tabletop scenes are encoded, whose cla
 anew.
 """
 
+import copy
+import json
 import sys
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
@@ -32,16 +34,15 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
 import stellar_hf
-from stellar_hf import StellarPipeline, StellarTokenPrior, StellarTokenPriorPipeline
-from stellar_hf.cli.inputs import load_pipeline
-from stellar_hf.cli.parser import CommandParser
-from stellar_hf.cli.process import errors_in_a_sentence, use_all_cores
-from stellar_hf.cli.resuming import announce, find_checkpoint, train_or_load
-from stellar_hf.data import PHOTOGRAPH_NAMES, images_to_tensor, load_tabletop_scenes
-from stellar_hf.data.ray_tracing import SHAPE_NAMES
-from stellar_hf.evaluation import format_results_table
-from stellar_hf.features import ExtractedTokens, encode_images
-from stellar_hf.prior import (
+
+from .. import StellarPipeline, StellarTokenPrior, StellarTokenPriorPipeline
+from ..data import PHOTOGRAPH_NAMES, images_to_tensor, load_tabletop_scenes
+from ..data.ray_tracing import SHAPE_NAMES
+from ..evaluation import format_results_table
+from ..features import ExtractedTokens, encode_images
+from ..features.encoding import encoder_of
+from ..features.fingerprints import weights_fingerprint
+from ..prior import (
     GENERATION_COLUMNS,
     GenerationEvaluation,
     ImageClassifier,
@@ -50,7 +51,13 @@ from stellar_hf.prior import (
     other_scenes,
     train_classifier,
 )
-from stellar_hf.visualization import plot_image_grid
+from ..visualization import plot_image_grid
+from .inputs import load_pipeline
+from .parser import CommandParser
+from .process import errors_in_a_sentence, use_all_cores
+from .resuming import announce, find_checkpoint, train_or_load
+
+logger = logging.get_logger(__name__)
 
 NUM_STATISTICS_IMAGES = 10000
 BATCH_SIZE = 250  # of drawing and decoding
@@ -151,7 +158,7 @@ def parse_arguments(argv: Sequence[str]) -> tuple[PriorArguments, PriorTrainingA
 def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     prepare(training_args)
     pipe = load_pipeline(args.model_name_or_path, args.pipeline_name_or_path, training_args.device)
-    features = read_features(pipe, args, not training_args.disable_tqdm)
+    features = read_features(pipe, args, training_args)
     sample = sample_factors(features)
     prior = StellarTokenPrior(**prior_sizes(features, args))
     prior.set_statistics(*sample)
@@ -173,21 +180,67 @@ def prepare(training_args: PriorTrainingArguments) -> None:
     set_seed(training_args.seed)
 
 
-def read_features(pipe: StellarPipeline, args: PriorArguments, show_progress: bool) -> Features:
-    """Features from a folder, or else of tabletop scenes, which the pipeline's model encodes."""
+def read_features(pipe: StellarPipeline, args: PriorArguments, training_args: PriorTrainingArguments) -> Features:
+    """
+    Features from a folder, or else of tabletop scenes, which the pipeline's model encodes. Call it on all processes.
+
+    Raises:
+        ValueError: If there are none in the folder, or the pipeline's model has another number or size of tokens.
+    """
     if args.features_dir is not None:
         rows = ExtractedTokens(args.features_dir)
+        check_model_of(rows, pipe, args.features_dir)
+        if training_args.process_index == 0:
+            warn_of_other_weights(pipe, args.features_dir)
         return Features(rows, rows.grid_size, rows.num_classes, rows.class_names, scenes=None)
     config = pipe.model.config
     side = config.image_size // config.patch_size
     scenes = load_tabletop_scenes("train", args.num_train_scenes, SCENE_SIZE)
     names = [f"{number} objects" for number in NUM_OBJECTS]
-    return Features(encode_scenes(pipe, scenes, show_progress), (side, side), len(names), names, scenes)
+    return Features(encode_scenes(pipe, scenes, training_args), (side, side), len(names), names, scenes)
 
 
-def encode_scenes(pipe: StellarPipeline, scenes: datasets.Dataset, show_progress: bool) -> list[dict]:
+def check_model_of(rows: ExtractedTokens, pipe: StellarPipeline, features_dir: str) -> None:
+    """`ValueError` for features that the pipeline's model cannot decode, which else the trained prior would tell."""
+    config = pipe.model.config
+    found, expected = tuple(rows[0]["sparse_tokens"].shape), (config.num_sparse_tokens, config.hidden_size)
+    if found != expected:
+        raise ValueError(
+            f"The features in {features_dir} are {found[0]} tokens of {found[1]} numbers, but the model that decodes "
+            f"has {expected[0]} of {expected[1]}: give the model that they are of (model_name_or_path, or "
+            "pipeline_name_or_path)."
+        )
+
+
+def warn_of_other_weights(pipe: StellarPipeline, features_dir: str) -> None:
+    """Says so where the features are of another encoder than the pipeline's; shards of old know nothing of theirs."""
+    import pyarrow.parquet as pq
+
+    file = next(Path(features_dir).rglob("*.parquet"))
+    made_with = json.loads((pq.read_schema(file).metadata or {}).get(b"stellar_hf", "{}"))  # as save_features keeps it
+    if "weights" not in made_with:
+        return
+    encoder = copy.deepcopy(encoder_of(pipe.model)).to(getattr(torch, made_with["dtype"]))
+    if weights_fingerprint(encoder) != made_with["weights"]:
+        logger.warning(
+            f"The features in {features_dir} are of other weights, of {made_with.get('model_name_or_path')}, than "
+            "the encoder of the model that decodes: it may make other images of them. Give the model that they are of "
+            "(model_name_or_path, or pipeline_name_or_path)."
+        )
+
+
+def encode_scenes(
+    pipe: StellarPipeline, scenes: datasets.Dataset, training_args: PriorTrainingArguments
+) -> list[dict[str, Tensor]]:
+    """Rows of all scenes, which the processes encode together."""
     features = encode_images(
-        pipe.model, scenes, pipe.image_processor, description="tokens", show_progress=show_progress
+        pipe.model,
+        scenes,
+        pipe.image_processor,
+        # Not an Accelerator, which the Trainer makes, but what it knows of the processes.
+        accelerator=training_args.distributed_state,  # type: ignore[arg-type]
+        description="tokens",
+        show_progress=not training_args.disable_tqdm,
     )
     columns = zip(features.sparse_tokens, features.localization, scene_labels(scenes)["count"], strict=True)
     names = ("sparse_tokens", "localization", "class_labels")
