@@ -223,14 +223,15 @@ def plot_image_grid(rows: Sequence[tuple[str, Sequence[Image.Image]]], column_na
         if len(images) != len(column_names):
             raise ValueError(f"The row {name!r} has {len(images)} images for {len(column_names)} columns.")
     first = rows[0][1][0]
-    cell, gap, title, margin = 0.6, 0.04, 0.6, 0.4
+    cell, gap, title = 0.6, 0.04, 0.6
+    margin = 0.15 + 0.055 * max(len(name) for name, _ in rows)  # inches of a letter
     cell_height = cell * first.height / first.width
     width = margin + len(column_names) * (cell + gap)
     height = title + len(rows) * (cell_height + gap)
     figure, axes = _canvas(width, height)
     for row, (row_name, images) in enumerate(rows):
         bottom = height - title - row * (cell_height + gap) - cell_height
-        axes.text(margin - 0.08, bottom + cell_height / 2, row_name, fontsize=6, ha="right", va="center")
+        axes.text(margin - 0.06, bottom + cell_height / 2, row_name, fontsize=6, ha="right", va="center")
         for column, image in enumerate(images):
             _put(axes, image, margin + column * (cell + gap), bottom, cell, cell_height)
     for column, name in enumerate(column_names):
