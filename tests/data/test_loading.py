@@ -247,8 +247,8 @@ def taken(rows, count):
     return [row["value"] for row in itertools.islice(rows, count)]
 
 
-def passes_of(order):
-    return [order[start : start + 12] for start in range(0, len(order), 12)]
+def passes_of(order, length=12):
+    return [order[start : start + length] for start in range(0, len(order), length)]
 
 
 @pytest.mark.parametrize("buffer_size", [1, 4, 100])
@@ -297,6 +297,21 @@ def test_workers_share_the_shards_of_every_pass(stream):
     few = datasets.Dataset.from_dict({"value": [1]}).to_iterable_dataset()
     loader = DataLoader(EndlessStream(few, seed=0, buffer_size=2), batch_size=1, num_workers=2)
     assert len(list(itertools.islice(loader, 3))) == 3
+
+
+def test_processes_share_the_shards_of_every_pass(stream):
+    """As many to each, others in every pass, divided further among its workers."""
+    whole = EndlessStream(stream, seed=0, buffer_size=2)
+    parts = [whole.of_process(rank, 3) for rank in range(3)]
+    shards = [[{row // 2 for row in order} for order in passes_of(taken(part, 24), 4)] for part in parts]
+    for first, second, third in zip(*shards, strict=True):
+        assert len(first) == len(second) == len(third) == 2 and first | second | third == set(range(6))
+    assert len({tuple(sorted(part)) for part in shards[0]}) > 1
+    loader = DataLoader(parts[0], batch_size=1, num_workers=2)
+    shown = [int(batch["value"]) for batch in itertools.islice(loader, 4)]
+    assert {row // 2 for row in shown} == shards[0][0] and len(set(shown)) == 4
+    with pytest.raises(ValueError, match="6 shards cannot be shared out evenly to 4 processes"):
+        whole.of_process(0, 4)
 
 
 def test_an_endless_stream_of_nothing_ends():

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, set_seed
 
 from stellar_hf import StellarConfig, StellarForPreTraining, StellarTrainer, StellarTrainingArguments
+from stellar_hf.data import EndlessStream
 
 NUM_VIEWS = 2
 DEEPSPEED = {
@@ -317,6 +318,41 @@ def ends(folder):
     return result
 
 
+def streamed(folder):
+    """What a process reads of a stream of 4 shards of 3 images, and trains on in 4 steps, also where it goes on."""
+    read, seen = [], []
+
+    def images(shards):
+        for shard in shards:
+            for number in range(3 * shard, 3 * shard + 3):
+                read.append(number)
+                yield {"image": number}
+
+    def collate(rows):
+        seen.extend(row["image"] for row in rows)
+        return collate_views(make_views(len(rows)))
+
+    def train(**arguments):
+        stream = datasets.IterableDataset.from_generator(images, gen_kwargs={"shards": [0, 1, 2, 3]})
+        trainer = make_trainer(
+            folder,
+            make_model(folder),
+            train_dataset=EndlessStream(stream, seed=0, buffer_size=2),
+            data_collator=collate,
+            max_steps=4,
+            per_device_train_batch_size=2,
+            output_dir=str(Path(folder, "streamed")),
+            **arguments,
+        )
+        trainer.train(resume_from_checkpoint=None if arguments else str(Path(folder, "streamed", "checkpoint-2")))
+        return {"read": list(read), "seen": seen[:8], "weights": trainer.model.state_dict()}
+
+    whole = train(save_strategy="steps", save_steps=2)
+    read.clear()
+    seen.clear()
+    return whole, train()
+
+
 def measured(folder):
     """What an evaluation measures of whole images, seven of two classes."""
     rng = np.random.default_rng(0)
@@ -415,6 +451,7 @@ TASKS = {
     "second_order": second_order,
     "ended_in_the_last_evaluation": ended_in_the_last_evaluation,
     "ends": ends,
+    "streamed": streamed,
     "measured": measured,
     "prior": prior,
     "sharded": sharded,

@@ -43,8 +43,16 @@ def launch(forking_python, tiny_config, tmp_path_factory):
 @pytest.fixture(scope="module")
 def launched(launch):
     """Folder and results of all tasks on two processes; the last one changes what Accelerate knows of them."""
-    tasks = ("draws", "draws_of_workers", "second_order", "ended_in_the_last_evaluation", "ends", "measured", "prior")
-    return launch(2, *STEPS, *tasks, "sharded", "replicated_trainer", "sharded_trainer")
+    tasks = (
+        "draws",
+        "draws_of_workers",
+        "second_order",
+        "ended_in_the_last_evaluation",
+        "ends",
+        "streamed",
+        "measured",
+    )
+    return launch(2, *STEPS, *tasks, "prior", "sharded", "replicated_trainer", "sharded_trainer")
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +157,15 @@ def test_processes_take_equally_many_steps_whatever_their_data(of_two):
     assert first["one shard"] == first["unequal shards"] == {"steps": 3, "forwards": 3}
     assert "all processes must take equally many steps" in first["uneven batches"]
     assert first["unequal shards, accumulated"] == {"steps": 2, "forwards": 4}
+
+
+def test_processes_read_the_shards_of_an_endless_stream_once_and_go_on_with_the_same_images(of_two):
+    whole, resumed = zip(*of_two["streamed"], strict=True)
+    assert sorted(whole[0]["read"][:6] + whole[1]["read"][:6]) == list(range(12))  # of the first pass
+    assert sorted(whole[0]["seen"][:6] + whole[1]["seen"][:6]) == list(range(12))
+    for one, other in zip(whole, resumed, strict=True):
+        assert one["seen"] == other["seen"]
+        assert all(torch.equal(weight, other["weights"][name]) for name, weight in one["weights"].items())
 
 
 def test_a_signal_to_one_process_in_the_last_evaluation_ends_all_of_them(of_two):

@@ -235,9 +235,10 @@ class EndlessStream(IterableDataset):
     The rows of a streaming data set, pass after pass without an end, in another order in each.
 
     A pass shuffles the shards, then rows in a buffer, by the seed and the number of the pass. Workers of a DataLoader
-    read different shards. A tar shard that is damaged inside is named in the log, and its images before the damage
-    are taken. What comes at a place depends on nothing else, so that the Trainer, which skips what it has
-    seen, goes on with the right rows; `state_dict` spares it all passes but the current one.
+    read different shards, and so do processes where `of_process` shares them out, as [`StellarTrainer`] does. A tar
+    shard that is damaged inside is named in the log, and its images before the damage are taken. What comes at a place
+    depends on nothing else, so that the Trainer, which skips what it has seen, goes on with the right rows;
+    `state_dict` spares it all passes but the current one.
 
     Args:
         stream: A `datasets.IterableDataset`.
@@ -273,6 +274,29 @@ class EndlessStream(IterableDataset):
     def cast_column(self, column: str, feature: Any) -> EndlessStream:
         """The same rows with another feature of a column, such as `datasets.Image(decode=False)`."""
         return EndlessStream(self.stream.cast_column(column, feature), self.seed, self.buffer_size)
+
+    @property
+    def num_shards(self) -> int:
+        """Of the stream, which DataLoader workers and processes share out."""
+        return self.stream.num_shards
+
+    def of_process(self, process_index: int, num_processes: int) -> EndlessStream:
+        """
+        What one of several processes reads: in each pass other shards, as many as every other process.
+
+        Args:
+            process_index: Number of the process, from 0.
+            num_processes: Number of all processes, of which `num_shards` is a multiple.
+
+        Raises:
+            ValueError: If the shards cannot be shared out evenly.
+        """
+        from datasets.distributed import split_dataset_by_node
+
+        if self.num_shards % num_processes:
+            raise ValueError(f"{self.num_shards} shards cannot be shared out evenly to {num_processes} processes.")
+        part = split_dataset_by_node(self.stream, process_index, num_processes)
+        return EndlessStream(part, self.seed, self.buffer_size)
 
     def state_dict(self) -> dict[str, int]:
         """The place of the next row: the pass, and the row in it."""

@@ -187,7 +187,7 @@ class StellarTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         if self.accelerator_config is None:
-            # Every process reads its own shards of a stream. By default one process reads them for all.
+            # Every process reads streams by itself. By default one process reads them for all, and sends the images.
             self.accelerator_config = {"dispatch_batches": False}
         if self.tf32 is None and self.bf16 and not self.use_cpu and is_torch_tf32_available():
             self.tf32 = True  # more digits than those of the features that float32 products take from bf16 layers

@@ -9,8 +9,9 @@ from typing import Any
 
 import datasets
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import TrainingArguments
 
-from ..data import StellarCollator
+from ..data import EndlessStream, StellarCollator
 from ..data.workers import ignore_signals
 
 
@@ -43,6 +44,21 @@ def images_alone(dataset: Any, column: str) -> Any:
     if not isinstance(dataset, datasets.Dataset) or dataset.format["type"] == "custom":
         return dataset
     return dataset.select_columns([column])
+
+
+def shares_shards(dataset: Any, args: TrainingArguments) -> bool:
+    """Whether each process can read shards of its own of an [`EndlessStream`], as many as the others."""
+    if args.world_size == 1 or not isinstance(dataset, EndlessStream):
+        return False
+    data_loading: Any = args.accelerator_config
+    return data_loading.dispatch_batches is False and dataset.num_shards % args.world_size == 0
+
+
+def not_divided_again(dataloader: DataLoader) -> DataLoader:
+    """Accelerate gives a process only some batches of a stream: all of them, where it reads shards of its own."""
+    batches: Any = _loader(dataloader).dataset  # an IterableDatasetShard, which takes those of one process
+    batches.num_processes, batches.process_index = 1, 0
+    return dataloader
 
 
 class _UndividedStream(IterableDataset):

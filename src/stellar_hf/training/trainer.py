@@ -25,7 +25,16 @@ from .arguments import StellarTrainingArguments
 from .callbacks import OBJECTIVE_COLUMNS, PushCodeCallback, TeacherCallback, show_loss_table
 from .checkpoint_files import Checkpoint
 from .checkpoints import CheckpointTrainer
-from .data import check_column, check_not_empty, has_column, images_alone, undivided, without_unreadable
+from .data import (
+    check_column,
+    check_not_empty,
+    has_column,
+    images_alone,
+    not_divided_again,
+    shares_shards,
+    undivided,
+    without_unreadable,
+)
 from .evaluation import FigureCallback, ImageEvaluation, KnnAtStartCallback, MeanOfReadable, default_processor
 from .monitoring import (
     CollapseCallback,
@@ -118,6 +127,9 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
         if data_collator is None:
             data_collator = args.collator(args.views(base_model.config))
             train_dataset = images_alone(train_dataset, args.image_column)
+        self._shares_shards = shares_shards(train_dataset, args)
+        if self._shares_shards:
+            train_dataset = train_dataset.of_process(args.process_index, args.world_size)  # type: ignore[union-attr]
         super().__init__(
             model,
             args,
@@ -227,6 +239,11 @@ class StellarTrainer(ResultsTrainer, CheckpointTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: the estimate of Transformers takes every pixel for a token."""
         return 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in `Trainer`; of an [`EndlessStream`], each process reads other shards, where these come out even."""
+        dataloader = super().get_train_dataloader()
+        return not_divided_again(dataloader) if self._shares_shards else dataloader
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
         """As in `Trainer`; images that cannot be read are left out."""
