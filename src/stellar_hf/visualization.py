@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -315,34 +315,40 @@ def plot_moving_object(
             f"There are {len(pixels)} images, {len(position)} positions and tracks of {sorted(counts)} pictures: pass "
             "as many of each, and one model at least."
         )
-    colors = token_palette(2 * len(tracks))[::2]  # all of one lightness
-    x, y = position.detach().cpu().float().unbind(dim=1)
-    size = pixels[0].shape[:2]
     maps = {
-        name: upsample_maps(track["maps"].detach().cpu().float().unsqueeze(1), size) for name, track in tracks.items()
+        name: upsample_maps(track["maps"].detach().cpu().float().unsqueeze(1), pixels[0].shape[:2])[:, 0]
+        for name, track in tracks.items()
     }
-    lit = [
-        [_light(image, token_map) for image, token_map in zip(pixels, shown[:, 0, :, :, None].numpy(), strict=True)]
-        for shown in maps.values()
-    ]
-    rows = [("", pixels), *zip(tracks, lit, strict=True)]
+    lit = {
+        name: [_light(image, token_map[..., None]) for image, token_map in zip(pixels, some.numpy(), strict=True)]
+        for name, some in maps.items()
+    }
+    rows = {"": pixels, **lit}
 
     cell, curves = 1.1, 2.4  # inches
-    figure = Figure(
-        figsize=(0.3 + cell * len(pixels), cell * len(rows) + curves), dpi=150, facecolor="white", layout="constrained"
-    )
-    parts: Any = figure.subfigures(2, 1, height_ratios=(cell * len(rows), curves))
-    above, below = parts
-    grid = above.subplots(len(rows), len(pixels), squeeze=False)
-    for row, (name, panels) in zip(grid, rows, strict=True):
-        row[0].set_ylabel(name, fontsize=7, color="#333333")
-        for index, (axes, panel) in enumerate(zip(row, panels, strict=True)):
-            axes.imshow(panel, extent=(0, 1, 1, 0), interpolation="nearest")
-            axes.plot(x[index], y[index], ".", color="white", markeredgecolor="black", markersize=5)
+    width, height = 0.3 + cell * len(pixels), cell * len(rows) + curves
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white", layout="constrained")
+    above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(cell * len(rows), curves)))
+    _draw_pictures(above.subplots(len(rows), len(pixels), squeeze=False), rows, position.detach().cpu().float())
+    _draw_tracks(below.subplots(1, 2), position[:, 0].detach().cpu().float(), tracks)
+    return figure
+
+
+def _draw_pictures(grid: np.ndarray, rows: Mapping[str, Sequence[np.ndarray]], position: Tensor) -> None:
+    """Named rows of pictures, with a dot at the place (x, y) of each column."""
+    for axes_of_row, (name, pictures) in zip(grid, rows.items(), strict=True):
+        axes_of_row[0].set_ylabel(name, fontsize=7, color="#333333")
+        for axes, picture, (x, y) in zip(axes_of_row, pictures, position.tolist(), strict=True):
+            axes.imshow(picture, extent=(0, 1, 1, 0), interpolation="nearest")
+            axes.plot(x, y, ".", color="white", markeredgecolor="black", markersize=5)
             axes.set(xticks=(), yticks=())
             axes.spines[:].set_visible(False)
 
-    token_axes, place_axes = below.subplots(1, 2)
+
+def _draw_tracks(both_axes: Sequence[Axes], x: Tensor, tracks: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """What stays and what moves, over the object's true x: two curves for each model."""
+    token_axes, place_axes = both_axes
+    colors = token_palette(2 * len(tracks))[::2]  # all of one lightness
     place_axes.plot(x, x, color="#b9b9b9", lw=0.8, label="the object")
     for (name, track), color in zip(tracks.items(), colors, strict=True):
         token_axes.plot(x, track["token_cosine"].cpu(), ".-", color=color, label=name)
@@ -350,12 +356,11 @@ def plot_moving_object(
         place_axes.plot(x, track["centroid"][:, 0].cpu(), ".-", color=color, label=name)
     token_axes.set_title("what: cosine of the object's token and the first picture's", fontsize=7, loc="left")
     place_axes.set_title("where: x of the map's centroid, in widths of the image", fontsize=7, loc="left")
-    for axes in (token_axes, place_axes):
+    for axes in both_axes:
         axes.set_xlabel("x of the object, in widths of the image", fontsize=6)
         axes.tick_params(labelsize=6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=6, frameon=False)
-    return figure
 
 
 def tabletop_grid(scenes: Dataset, num_columns: int = 4) -> Image.Image:
