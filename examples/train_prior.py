@@ -52,7 +52,7 @@ def train_prior(argv: list[str]) -> None:
         return
 
     # The average of the weights draws: prior_pipe(["cat", "dog"], guidance_scale=2.0).images
-    prior_pipe = StellarTokenPriorPipeline.from_pipe(pipe, prior=trainer.average.eval())
+    prior_pipe = StellarTokenPriorPipeline(**pipe.components, prior=trainer.average.eval())
     prior_pipe.save_pretrained(Path(training_args.output_dir, "pipeline"))
     measure_and_draw(trainer, pipe, prior_pipe, features, args)
 

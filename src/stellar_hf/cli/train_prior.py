@@ -165,7 +165,7 @@ def run(args: PriorArguments, training_args: PriorTrainingArguments) -> None:
     trainer = StellarTokenPriorTrainer(prior, training_args, args.class_dropout, train_dataset=features.rows)
     train_or_go_on(trainer, args)
     if trainer.is_world_process_zero():
-        prior_pipe = StellarTokenPriorPipeline.from_pipe(pipe, prior=trainer.average.eval())
+        prior_pipe = StellarTokenPriorPipeline(**pipe.components, prior=trainer.average.eval())
         prior_pipe.save_pretrained(Path(training_args.output_dir, "pipeline"))
         measure_and_draw(trainer, pipe, prior_pipe, features, args)
 
