@@ -16,7 +16,6 @@ anew.
 """
 
 import copy
-import json
 import sys
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
@@ -42,6 +41,7 @@ from ..evaluation import format_results_table
 from ..features import ExtractedTokens, encode_images
 from ..features.encoding import encoder_of
 from ..features.fingerprints import weights_fingerprint
+from ..features.shards import shard_settings
 from ..prior import (
     GENERATION_COLUMNS,
     GenerationEvaluation,
@@ -214,10 +214,7 @@ def check_model_of(rows: ExtractedTokens, pipe: StellarPipeline, features_dir: s
 
 def warn_of_other_weights(pipe: StellarPipeline, features_dir: str) -> None:
     """Says so where the features are of another encoder than the pipeline's; shards of old know nothing of theirs."""
-    import pyarrow.parquet as pq
-
-    file = next(Path(features_dir).rglob("*.parquet"))
-    made_with = json.loads((pq.read_schema(file).metadata or {}).get(b"stellar_hf", "{}"))  # as save_features keeps it
+    made_with = shard_settings(next(Path(features_dir).rglob("*.parquet")))
     if "weights" not in made_with:
         return
     encoder = copy.deepcopy(encoder_of(pipe.model)).to(getattr(torch, made_with["dtype"]))

@@ -193,17 +193,23 @@ def plan_shards(folder: Path, num_images: int, shard_size: int) -> dict[Path, ra
 
 def prepare_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     """Makes the folder, or checks that what it holds is a part of this very run."""
-    import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(folder.glob("*.parquet")):
-        found = json.loads((pq.read_schema(path).metadata or {}).get(_SETTINGS_KEY, "{}"))
+        found = shard_settings(path)
         different = [f"{name} = {found.get(name)!r}" for name in settings if found.get(name) != settings[name]]
         if different:
             raise ValueError(
                 f"{path} was made with other settings ({', '.join(different)}): take another output_dir, or remove "
                 "the folder."
             )
+
+
+def shard_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """What a shard of [`save_features`] was made with; nothing of a Parquet file of others."""
+    import pyarrow.parquet as pq
+
+    return json.loads((pq.read_schema(path).metadata or {}).get(_SETTINGS_KEY, "{}"))
 
 
 def write_shard(path: Path, table: dict[str, list], columns: datasets.Features, settings: Mapping[str, Any]) -> None:
