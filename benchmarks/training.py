@@ -57,7 +57,7 @@ class Training:
         if options.on_cpu:
             flags.append("--use_cpu")
         if options.quick:
-            flags += ["--num_train_scenes", "512"]
+            flags += ["--num_train_scenes", "512", "--per_device_train_batch_size", "8"]
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(torch.get_num_threads()), *flags],
             cwd=ROOT,
